@@ -1,0 +1,50 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything rests on `make setup`.
+#
+#   PYTHON=python3.12   the interpreter that makes the environment (3.11 or newer)
+#   WORKERS=4           test processes, one thread each
+#   ARGS="-k resume"    more arguments for pytest
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+CODE := medseqft_kit kernels tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint audit docs clean
+
+help: ## show these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY) ## make the virtual environment in .venv (once; again when a requirement changes)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "MedSeqFT Kit needs Python 3.11 or newer; %s is %d.%d. Name another: make setup PYTHON=python3.12" % (sys.executable, *v[:2]))'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@# PyTorch first and by its exact version, so that nothing that follows can choose another.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,notebooks,figures]'
+	@touch $@
+
+demo: setup ## the whole method on phantoms; writes demo/ and prints the report's path
+	$(BIN)/medseqft demo --out demo
+
+test: setup ## all tests, with line coverage
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+
+lint: setup ## formatting, lint rules, types, direction of imports
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+audit: setup ## known vulnerabilities of the pinned packages, where an advisory service can be reached
+	$(BIN)/python .ci/audit.py
+
+docs: setup ## the site, in site/
+	$(BIN)/python docs/configuration_tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean: ## remove what the targets above made, the environment excepted
+	rm -rf build dist site demo .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,1 @@
+"""LoRA on a frozen 3D convolution."""

@@ -1,0 +1,226 @@
+"""One function for each command: read the arguments, call the package, print the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="medseqft",
+    help="Sequential fine-tuning of 3D medical foundation models (MedSeqFT, arXiv 2509.06096).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/configuration.md.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `medseqft run`.")]
+
+
+@app.command()
+def demo(out: Out = Path("demo")) -> None:
+    """The whole method on phantoms, against parallel fine-tuning; ends with a table and a report."""
+    from medseqft_kit.cli.demo import run_demo
+    from medseqft_kit.progress import rich_progress
+
+    with rich_progress() as progress:
+        table = run_demo(out, progress)
+    _show_comparison(table, out)
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the data sets are written.")],
+    cases: Annotated[int, typer.Option(help="Labelled cases of each task.")] = 24,
+    side: Annotated[int, typer.Option(help="Voxels along each axis.")] = 48,
+    seed: Annotated[int, typer.Option(help="Draws the patients.")] = 0,
+) -> None:
+    """Write the generated phantom data sets (Decathlon layout)."""
+    from medseqft_kit.phantoms.write import write_phantoms
+    from medseqft_kit.progress import rich_progress
+
+    with rich_progress() as progress:
+        written = write_phantoms(
+            folder,
+            cases=cases,
+            shape=(side, side, side),
+            seed=seed,
+            progress=progress,
+        )
+    for path in written.values():
+        typer.echo(path)
+
+
+@app.command()
+def check(
+    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET…", help="Folders in a known layout.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+) -> None:
+    """Read every header and label; say what is wrong, where, how bad it is and how to mend it."""
+    from rich.console import Console
+
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tasks.check import check_task
+    from medseqft_kit.tasks.check_table import findings_table
+
+    with rich_progress() as progress:
+        reports = [check_task(dataset, strict, progress=progress) for dataset in datasets]
+    for dataset, report in zip(datasets, reports, strict=True):
+        typer.echo(f"{dataset}: {report.summary}")
+        if report.findings:
+            Console().print(findings_table(report))
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(config: ConfigFile, out: Out) -> None:
+    """Make an M_0 from the unlabelled volumes that the configuration names."""
+    from medseqft_kit.config import load_config
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tuning.experiment import foundation_model, read_plans
+
+    settings = load_config(config)
+    with rich_progress() as progress:
+        foundation_model(settings, read_plans(settings), out, progress)
+    typer.echo(out / "pretraining" / "foundation.safetensors")
+
+
+@app.command()
+def run(config: ConfigFile, out: Out = Path("runs")) -> None:
+    """Run a whole sequence, or the comparison that the configuration asks for; the same command continues it."""
+    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.config import load_config
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tuning.comparison import run_comparison
+    from medseqft_kit.tuning.experiment import run_sequence
+
+    settings = load_config(config)
+    with rich_progress() as progress:
+        if settings.compare is not None:
+            table = run_comparison(settings, out, progress)
+        else:
+            result = run_sequence(settings, out, progress)
+    if settings.compare is not None:
+        _show_comparison(table, out)
+        return
+    show_cases(result.cases())
+    typer.echo(f"report: {result.report()}")
+
+
+@app.command()
+def add(
+    run: RunArgument,
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The next task's data set.")],
+    name: Annotated[str | None, typer.Option(help="Name of the task; the folder's by default.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label mapping as YAML, for instance '{organ: [1, 2], tumour: 3}'.")
+    ] = None,
+    train_cases: Annotated[int | None, typer.Option(help="Labelled cases used; all by default.")] = None,
+) -> None:
+    """The next task arrives: one more stage on an existing run; old tasks are evaluated before and after."""
+    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.config import parse_task
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tuning.plan import TaskPlan
+    from medseqft_kit.tuning.sequence import Run
+
+    section = parse_task(dataset, name, labels, train_cases)
+    with rich_progress() as progress:
+        result = Run(run, progress).add(TaskPlan.from_section(section))
+    show_cases(result.cases())
+    typer.echo(f"report: {result.report()}")
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Weights of M_0 (safetensors).")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A data set; labels are not read.")],
+    out: Out,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Cases in the buffer.")],
+    max_draws: Annotated[int, typer.Option("--max-draws", min=16, help="Random crops and masks a volume.")] = 128,
+    seed: Annotated[int, typer.Option(help="Draws the crops and masks.")] = 0,
+) -> None:
+    """MDS: score every training volume with M_0's own SSL loss; write scores.csv and buffer.json."""
+    from medseqft_kit.models.foundation import load_foundation
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.selection.buffer import select, write_buffer, write_scores
+    from medseqft_kit.selection.scoring import score_volumes
+    from medseqft_kit.tasks.layouts import load_task
+
+    foundation, task = load_foundation(model), load_task(dataset)
+    with rich_progress() as progress:
+        scores = score_volumes(foundation, task, draws=max_draws, seed=seed, store=out / "store", progress=progress)
+    write_scores(out / "scores.csv", scores)
+    buffer = select(scores, top_k)
+    write_buffer(out / "buffer.json", buffer)
+    typer.echo("\n".join(buffer.cases))
+    typer.echo(f"scores: {out / 'scores.csv'}   buffer: {out / 'buffer.json'}")
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="NIfTI; channels as NAME_0000, NAME_0001 …")],
+    out: Out,
+    task: Annotated[str | None, typer.Option(help="Which task; needed where the run has several.")] = None,
+    which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
+) -> None:
+    """Segment images; each result is a NIfTI in the image's own geometry with the data set's label values."""
+    from medseqft_kit.errors import ConfigError
+    from medseqft_kit.evaluation.predict import examinations, write_predictions
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tuning.sequence import Run
+
+    tasks = Run(run).tasks
+    if task is None and len(tasks) > 1:
+        raise ConfigError(f"{run} answers several tasks.", found=", ".join(tasks), expected="--task NAME")
+    if which not in (None, "adapted", "merged"):
+        raise ConfigError("there is no such predictor.", found=which, expected="--which adapted or --which merged")
+    predictor = Run(run).model(task or tasks[0], which)  # type: ignore[arg-type]  # checked above
+    with rich_progress() as progress:
+        groups = examinations(images, len(predictor.task.channels))
+        written = write_predictions(predictor, groups, out, progress)
+    for path in written:
+        typer.echo(path)
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Metrics of a run, of every stage, task and predictor, computed from its cases.csv files alone."""
+    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.tuning.sequence import Run
+
+    show_cases(Run(run).cases())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a comparison folder.")],
+) -> None:
+    """Write the self-contained HTML report of a run or a comparison."""
+    from medseqft_kit.report.page import write_comparison_report, write_report
+
+    single = (run / "manifest.json").is_file()
+    typer.echo(f"report: {write_report(run) if single else write_comparison_report(run)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, CPU features, and which kernel backend is taken for what."""
+    from medseqft_kit.cli.doctor import diagnose, show
+
+    show(diagnose())
+
+
+def _show_comparison(table: object, out: Path) -> None:
+    from medseqft_kit.cli.tables import show_comparison
+    from medseqft_kit.report.page import write_comparison_report, write_report
+
+    for manifest in sorted(out.glob("runs/*/seed_*/order_*/manifest.json")):
+        write_report(manifest.parent)
+    show_comparison(table)
+    typer.echo(f"table:  {out / 'comparison.csv'}\nreport: {write_comparison_report(out)}")

@@ -1,0 +1,172 @@
+"""A YAML configuration: read, checked all at once, paths made relative to the file.
+
+Defaults live in :mod:`medseqft_kit.settings`; this module adds what names data and weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from medseqft_kit.errors import ConfigError
+from medseqft_kit.settings import Section, Settings
+
+
+def _beside_the_file(path: Path, info: Any) -> Path:  # a ValidationInfo, which no run-time check can look into
+    base = (info.context or {}).get("base")
+    return (base / path).resolve() if base is not None else path
+
+
+DataPath = Annotated[Path, AfterValidator(_beside_the_file)]
+Structures = dict[str, int | tuple[int, ...]]
+
+
+class Pretrain(Section):
+    """How to make an M_0 from unlabelled volumes."""
+
+    data: tuple[DataPath, ...] = Field(min_length=1, description="data sets or folders of NIfTI; labels are not read")
+    objective: Literal["masked"] = Field("masked", description="reconstruct hidden blocks of the crop")
+    steps: int = Field(2000, gt=0, description="optimiser steps")
+    batch: int = Field(4, gt=0, description="crops in a step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak, of AdamW")
+    cases: int | None = Field(None, gt=0, description="images taken from each data set; None: all but test patients")
+
+
+class Foundation(Section):
+    """Where M_0 comes from: exactly one of the two."""
+
+    pretrain: Pretrain | None = None
+    weights: DataPath | None = Field(None, description="a file made by `medseqft pretrain`, or a run's foundation")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Foundation:
+        if (self.pretrain is None) == (self.weights is None):
+            raise ValueError("give either `pretrain` or `weights`")
+        return self
+
+
+class Model(Section):
+    """The network, where it is built here; with `weights` the file says it."""
+
+    architecture: Literal["segresnet", "swinunetr"] = Field("segresnet", description="MONAI's SegResNet or SwinUNETR")
+    size: Literal["tiny", "small", "base", "large"] = Field("small", description="`large`: SegResNet only")
+    patch: tuple[int, int, int] = Field((32, 32, 32), description="crop and sliding window, voxels")
+
+
+class TaskSection(Section):
+    """One task of the sequence."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names folders and the head")
+    data: DataPath = Field(description="the data set's folder")
+    labels: Structures | None = Field(None, description="structure: file values; None: as the data set declares them")
+    train_cases: int | None = Field(None, gt=0, description="labelled cases used for training; None: all of them")
+    spacing: tuple[float, float, float] | None = Field(None, description="mm; None: the data set's median")
+    window: tuple[float, float] | None = Field(None, description="HU or SUV mapped to −1…1; None: by modality")
+    nsd_tolerance_mm: float = Field(2.0, gt=0, description="tolerance of the surface Dice, mm")
+
+
+class Compare(Section):
+    """The grid of a comparison."""
+
+    strategies: tuple[str, ...] = Field(("parallel", "medseqft"), min_length=1, description="by name; see above")
+    seeds: tuple[int, ...] = Field((0, 1), min_length=1, description="every strategy runs with each of them")
+    orders: tuple[tuple[str, ...], ...] = Field((), description="orders of arrival by task name; empty: as listed")
+
+
+class Config(Settings):
+    """A whole configuration file."""
+
+    foundation: Foundation
+    model: Model = Model()
+    tasks: tuple[TaskSection, ...] = Field((), description="in the order of arrival")
+    unseen: tuple[TaskSection, ...] = Field((), description="held back: pre-training never sees their test images")
+    compare: Compare | None = None
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        names = [task.name for task in (*self.tasks, *self.unseen)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task names must differ; twice: {', '.join(twice)}")
+        for order in self.compare.orders if self.compare else ():
+            if sorted(order) != sorted(task.name for task in self.tasks):
+                raise ValueError(f"an order must name every task once; found {list(order)}")
+        return self
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a configuration.
+
+    Raises
+    ------
+    ConfigError
+        Listing everything that is wrong: unknown keys with the nearest known one, wrong types, missing keys.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(f"{path} cannot be read.", found=str(problem)) from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path} is not YAML.", found=str(problem)) from problem
+    return parse_config(raw, base=path.parent, source=str(path))
+
+
+def parse_config(raw: Any, *, base: Path | None = None, source: str = "the configuration") -> Config:
+    """Check a configuration that is already a mapping; paths are taken relative to `base`."""
+    try:
+        return Config.model_validate(raw, context={"base": base})
+    except ValidationError as problem:
+        lines = [_explain(error) for error in problem.errors()]
+        raise ConfigError(
+            f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}.",
+            found="\n            ".join(lines),
+            expected="keys as in docs/configuration.md",
+        ) from None
+
+
+def parse_task(data: Path, name: str | None, labels: str | None, train_cases: int | None) -> TaskSection:
+    """A task as the command line gives it: the mapping as YAML text, the name by default that of the folder."""
+    section = {"name": name or data.resolve().name, "data": data, "train_cases": train_cases}
+    try:
+        return TaskSection.model_validate({**section, "labels": yaml.safe_load(labels) if labels else None})
+    except (ValidationError, yaml.YAMLError) as problem:
+        raise ConfigError(
+            "the task cannot be used as it is given.",
+            found=str(problem),
+            expected="a name of letters, digits, - and _; labels such as '{organ: [1, 2], tumour: 3}'",
+        ) from None
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "top level"
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), n=1, cutoff=0.4)
+    return f"{where}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+
+
+def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+    """Names of the keys that a section knows, found by walking the models along an error's location."""
+    section: type[BaseModel] = Config
+    for part in location:
+        field = section.model_fields.get(str(part)) if isinstance(part, str) else None
+        if field is not None:
+            section = _section_in(field.annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inside = (_section_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((section for section in inside if section is not None), None)
+
+
+def changed_settings(settings: Settings) -> dict[str, Any]:
+    """The difference from the defaults, nested: what a run is called by."""
+    return settings.model_dump(mode="json", exclude_defaults=True)

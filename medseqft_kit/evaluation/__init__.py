@@ -1,0 +1,1 @@
+"""Evaluation: sliding-window prediction, metrics, tables of cases, continual metrics."""

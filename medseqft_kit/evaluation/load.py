@@ -1,0 +1,72 @@
+"""A predictor from a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from medseqft_kit.errors import ModelError, RunError
+from medseqft_kit.evaluation.predict import Predictor
+from medseqft_kit.models.foundation import load_foundation
+from medseqft_kit.models.precision import resolve_precision
+from medseqft_kit.tasks.types import Task
+from medseqft_kit.volumes.preprocess import Preprocessing
+
+
+def load_predictor(run: str | Path, task: str, which: Literal["adapted", "merged"] = "adapted") -> Predictor:
+    """The model that a run made for `task`, ready to predict; nothing but the run folder is read.
+
+    Parameters
+    ----------
+    which
+        ``"adapted"``: M'_t of the task's own stage; ``"merged"``: M_t, with the adapters merged in.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or it has not finished that task.
+    ModelError
+        If the weights cannot be read or hold no head for the task.
+    """
+    manifest = _manifest(Path(run))
+    stages = {stage["task"]: stage["folder"] for stage in manifest["stages"] if stage["done"]}
+    if task not in stages:
+        raise RunError(
+            f"the run {run} has no finished task of this name.",
+            found=task,
+            expected=", ".join(stages) or "a finished stage",
+            next_step="medseqft run CONFIG.yaml --out RUN continues a run",
+        )
+    path = Path(run) / "stages" / stages[task] / f"{which}.safetensors"
+    model = load_foundation(path)
+    if task not in model.heads:
+        raise ModelError(f"{path} has no head for {task}.", found=", ".join(model.heads) or "no head", expected=task)
+    entry = manifest["tasks"][task]
+    settings = {name: None if value is None else tuple(value) for name, value in entry["preprocessing"].items()}
+    return Predictor(model.to(resolve_precision().device).eval(), _header(task, entry), Preprocessing(**settings))
+
+
+def _header(name: str, entry: Mapping[str, Any]) -> Task:
+    """The task as the manifest describes it, without cases."""
+    return Task(
+        name=name,
+        root=Path(entry["root"]),
+        layout=entry["layout"],
+        channels=tuple(entry["channels"]),
+        structures={structure: tuple(values) for structure, values in entry["structures"].items()},
+        declared=frozenset(entry["declared"]),
+        cases=(),
+    )
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise RunError(
+            f"{run} is not a run folder that can be read.",
+            found=str(problem),
+            expected="a folder made by `medseqft run`",
+        ) from problem

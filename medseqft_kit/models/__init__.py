@@ -1,0 +1,1 @@
+"""Foundation models: architectures, weights, precision."""

@@ -1,0 +1,147 @@
+"""The foundation model M: a backbone, the SSL head it was pre-trained with, and one head for each task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from medseqft_kit.errors import ModelError
+from medseqft_kit.models.precision import channels_last_
+from medseqft_kit.models.registry import Features, build_backbone
+from medseqft_kit.randomness import seeded_torch
+from medseqft_kit.runs.atomic import write_tensors
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build the network that a weight file belongs to.
+
+    `patch` is the crop in voxels that the model was pre-trained on, and the sliding window's size. `objective` is the
+    self-supervised loss of the SSL head with its settings, so that MDS scores with the loss of pre-training.
+    """
+
+    architecture: str = "segresnet"
+    size: str = "small"
+    channels: int = 1
+    patch: tuple[int, int, int] = (32, 32, 32)
+    objective: Mapping[str, object] = field(default_factory=lambda: {"name": "masked", "ratio": 0.5, "block": 4})
+
+
+class FoundationModel(nn.Module):
+    """Backbone + SSL head + one 1×1×1 head for each task.
+
+    Build one with :meth:`build` or :func:`load_foundation`; the constructor only assembles.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.architecture, spec.size, spec.channels)
+        wrong = [side for side in spec.patch if side % self.backbone.stride or side < self.backbone.smallest]
+        if wrong:
+            raise ModelError(
+                f"{spec.architecture} cannot work on this patch.",
+                found=f"{tuple(spec.patch)} voxels",
+                expected=f"multiples of {self.backbone.stride}, at least {self.backbone.smallest}",
+                next_step="set `model.patch`",
+            )
+        self.ssl_head = nn.Conv3d(self.backbone.width, spec.channels, 1)
+        self.heads = nn.ModuleDict()
+
+    @classmethod
+    def build(
+        cls,
+        architecture: str = "segresnet",
+        size: str = "small",
+        *,
+        channels: int = 1,
+        patch: tuple[int, int, int] = (32, 32, 32),
+        seed: int = 0,
+    ) -> FoundationModel:
+        """A freshly initialised model; the same seed gives the same weights, and no global random state is touched."""
+        with seeded_torch(seed, "model"):
+            return cls(ModelSpec(architecture, size, channels, (patch[0], patch[1], patch[2])))
+
+    @property
+    def head_classes(self) -> dict[str, int]:
+        """Task to the number of classes of its head, background included."""
+        return {task: len(head.get_parameter("weight")) for task, head in self.heads.items()}
+
+    def encode(self, image: Float[Tensor, "b c d h w"]) -> Features:
+        """Features of a batch of crops; sides are multiples of the backbone's stride."""
+        return self.backbone(image)
+
+    def reconstruct(self, features: Features) -> Float[Tensor, "b c d h w"]:
+        """The SSL head's reconstruction of the crop."""
+        return self.ssl_head(features.decoded)
+
+    def logits(self, features: Features, task: str) -> Float[Tensor, "b k d h w"]:
+        """Class logits of one task's head."""
+        return self.heads[task](features.decoded)
+
+    def forward(self, image: Float[Tensor, "b c d h w"], task: str) -> Float[Tensor, "b k d h w"]:
+        """Logits of one task for a batch of crops."""
+        return self.logits(self.encode(image), task)
+
+    def add_head_(self, task: str, classes: int, seed: int = 0) -> None:
+        """Give the model a fresh head for `task` in place, replacing one of that name."""
+        with seeded_torch(seed, "head", task):
+            self.heads[task] = nn.Conv3d(self.backbone.width, classes, 1)
+
+
+def save_foundation(model: FoundationModel, path: Path) -> None:
+    """Write all weights as safetensors; the header says which network they belong to."""
+    spec = json.dumps({"spec": asdict(model.spec), "heads": model.head_classes}, sort_keys=True)
+    write_tensors(path, model.state_dict(), {"medseqft": spec})
+
+
+def load_foundation(path: str | Path) -> FoundationModel:
+    """Read a model that :func:`save_foundation` wrote.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("medseqft", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(
+            f"the weights {path} cannot be read.", found=str(problem), expected="a whole safetensors file"
+        ) from problem
+    if header is None:
+        raise ModelError(
+            f"{path} does not say which network it belongs to.",
+            expected="a file written by `medseqft pretrain` or a run's foundation.safetensors",
+        )
+    spec = header["spec"]
+    with seeded_torch(0, "load"):
+        model = FoundationModel(ModelSpec(**{**spec, "patch": tuple(spec["patch"])}))
+    for name, classes in header["heads"].items():
+        model.add_head_(name, classes)
+    model.load_state_dict(weights)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def frozen_copy(model: FoundationModel) -> FoundationModel:
+    """A copy in evaluation mode whose parameters require no gradient (a teacher)."""
+    with seeded_torch(0, "copy"):
+        copy = FoundationModel(model.spec)
+    for name, classes in model.head_classes.items():
+        copy.add_head_(name, classes)
+    copy.load_state_dict(model.state_dict())
+    return channels_last_(copy.to(next(model.parameters()).device)).eval().requires_grad_(False)

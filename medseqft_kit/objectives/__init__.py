@@ -1,0 +1,1 @@
+"""Self-supervised, segmentation and distillation losses, pure functions first."""

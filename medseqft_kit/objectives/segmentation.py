@@ -1,0 +1,56 @@
+"""L_seg: Dice + cross-entropy that does not punish a crop for the classes it does not show."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from medseqft_kit.tasks.types import IGNORE
+
+BACKGROUND_WEIGHT = 0.3
+"""Background's weight in the cross-entropy; small structures would drown in it otherwise."""
+
+
+def segmentation_losses(
+    logits: Float[Tensor, "b k d h w"], label: Int[Tensor, "b d h w"]
+) -> dict[str, Float[Tensor, ""]]:
+    """Soft Dice loss and weighted cross-entropy, each averaged over what can be judged.
+
+    The Dice term runs over the foreground classes that are present in the batch: over absent classes it would drive
+    them to nothing. Voxels labelled 255 count nowhere. All in fp32, whatever the logits are.
+
+    Returns
+    -------
+    dict
+        ``dice`` in 0…1 (0 where the batch shows no foreground) and ``cross_entropy`` ≥ 0.
+    """
+    logits = logits.float()
+    classes = logits.shape[1]
+    weight = logits.new_ones(classes)
+    weight[0] = BACKGROUND_WEIGHT
+    known = label != IGNORE
+    # An all-ignored batch has a cross-entropy of 0 / 0; the clamp keeps it 0.
+    weights = weight[label.clamp(max=classes - 1)] * known
+    entropy = F.cross_entropy(logits, label, reduction="none", ignore_index=IGNORE)
+    cross_entropy = (entropy * weights).sum() / weights.sum().clamp(min=1e-8)
+
+    probability = logits.softmax(dim=1) * known[:, None]
+    truth = F.one_hot(label.masked_fill(~known, 0), classes).movedim(-1, 1) * known[:, None]
+    axes = (0, 2, 3, 4)
+    overlap, total = (probability * truth).sum(axes), (probability + truth).sum(axes)
+    score = (2 * overlap / total.clamp(min=1e-8))[1:]
+    present = truth.sum(axes)[1:] > 0
+    dice = ((1 - score) * present).sum() / present.sum().clamp(min=1)
+    return {"dice": dice, "cross_entropy": cross_entropy}
+
+
+def hard_dice(prediction: Int[Tensor, "*s"], truth: Int[Tensor, "*s"], classes: int) -> Float[Tensor, " k"]:
+    """Dice of each foreground class over all voxels given; NaN where the truth does not show it."""
+    known = truth != IGNORE
+    scores = []
+    for index in range(1, classes):
+        a, b = (prediction == index) & known, truth == index
+        scores.append(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else torch.tensor(torch.nan))
+    return torch.stack([score.float() for score in scores])

@@ -1,0 +1,1 @@
+"""The embedded default data: generated patients in Decathlon layout. Phantoms, not patient data."""

@@ -1,0 +1,37 @@
+"""Rows of JSON: losses (`history.jsonl`, repeatable) and durations (`timing.jsonl`, not)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medseqft_kit.runs.atomic import write_text
+
+Row = dict[str, Any]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all rows atomically."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file; none if it does not exist."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def timed(path: Path, event: str, **facts: Any) -> Iterator[Row]:
+    """Append one row with the seconds that the block took; the block may add facts to the row it is given."""
+    row: Row = {"event": event, **facts}
+    start = time.perf_counter()
+    yield row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, "seconds": round(time.perf_counter() - start, 3)}) + "\n")

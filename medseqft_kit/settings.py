@@ -1,0 +1,121 @@
+"""Every setting of a run with its default: the only place where defaults live.
+
+Pydantic models, immutable; unknown keys are refused. :mod:`medseqft_kit.config` reads them from a YAML file. Choices
+that the paper leaves open are marked **[choice]**; docs/method.md says what is certain.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Field(gt=0)
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Buffer(Section):
+    """MDS buffer. `k` of None means `share` of the training cases, at least 4."""
+
+    k: int | None = Field(None, gt=0, description="cases kept for each task; None: `share` of the training cases")
+    share: float = Field(0.1, gt=0, le=1, description="share of the training cases kept where `k` is not given")
+    scope: Literal["all", "current"] = Field("all", description="[choice] B_1 ∪ … ∪ B_t, or B_t alone")
+    draws: int = Field(128, ge=16, multiple_of=8, description="random crops and masks for each volume's score")
+
+
+class Distill(Section):
+    """Feature distillation of stage 1, and the distance of stage 2."""
+
+    weight: float = Field(0.1, ge=0, description="λ of L_seg + λ · L_kd")
+    teacher: Literal["previous", "pretrained"] = Field("previous", description="[choice] M_{t-1} or M_0")
+    distance: Literal["mse", "cosine", "l1"] = Field("mse", description="[choice] distance of features")
+    layers: tuple[str, ...] = Field((), description="[choice] stage_0 …, decoded; empty: all")
+
+
+class Lora(Section):
+    """LoRA-based distillation (stage 2)."""
+
+    rank: int = Field(16, gt=0, description="[choice] rank r")
+    alpha: float | None = Field(None, gt=0, description="[choice] scaling α / r; None: α = r")
+    targets: tuple[str, ...] = Field((), description="[choice] module names; empty: all convolutions and linear layers")
+    train_norms: bool = Field(True, description="train the affine parameters of norm layers too")
+    learning_rate: float = Field(3e-3, gt=0, description="[choice] peak learning rate of the adapters")
+    loss: Literal["features", "logits", "both"] = Field("both", description="[choice] what the adapters reproduce")
+    fidelity: float = Field(0.98, gt=0, le=1, description="stop when the merged model reaches this share of M'_t")
+    longest: float = Field(2.0, gt=0, description="at most this many times the steps of stage 1")
+
+
+class Strategy(Section):
+    """Which strategy, and the settings of its parts."""
+
+    name: str = Field("medseqft", description="see `medseqft_kit.tuning.strategies`")
+    buffer: Buffer = Buffer()
+    distill: Distill = Distill()
+    lora: Lora = Lora()
+    predictor: Literal["adapted", "merged"] = Field(
+        "adapted", description="[choice] which model a comparison's headline takes: M'_t or M_t; both are reported"
+    )
+
+
+class Budget(Section):
+    """How long a stage trains."""
+
+    steps: int = Field(400, gt=0, description="optimiser steps of stage 1 for each task")
+    batch: int = Field(4, gt=0, description="task crops in a step; a distilling step sees as many buffer crops")
+    checks: int = Field(4, gt=0, description="validations during a phase")
+    validation_cases: int = Field(8, gt=0, description="validation cases for each of them")
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = Field(3e-3, gt=0, description="peak, backbone; short runs need a high one")
+    head_learning_rate: float = Field(1e-2, gt=0, description="peak, task head")
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW, decoupled")
+    clip: float = Field(12.0, gt=0, description="largest gradient norm")
+
+
+class SplitSection(Section):
+    """Train / validation / test."""
+
+    seed: int = Field(0, description="the split depends on this one and on the patients alone")
+    fractions: tuple[float, float, float] = Field((0.6, 0.2, 0.2), description="train, validation, test; they sum to 1")
+    group: str = Field("case", description="regular expression whose first group names the patient; `case`: the id")
+    fold: int | None = Field(None, ge=0, description="cross-validation fold; nnU-Net's splits_final.json where present")
+
+
+class Augment(Section):
+    """Crop augmentation of segmentation training."""
+
+    enabled: bool = Field(True, description="augment the training crops at all")
+    flip_axes: tuple[int, ...] = Field((), description="array axes (RAS) to flip; none where left and right are labels")
+
+
+class Compute(Section):
+    """Where and how fast; pinned in the manifest, since equal bits rest on it."""
+
+    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1` …; `auto`: CUDA where there is one")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="`auto`: bf16 on CUDA and on CPUs with AMX, else fp32"
+    )
+    threads: int = Field(1, gt=0, description="CPU threads of a training process")
+    workers: int = Field(1, ge=0, description="threads that cut crops ahead of the training")
+    processes: int = Field(2, gt=0, description="runs of a comparison side by side")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
+
+
+class Settings(Section):
+    """Everything about a run that is not data or weights."""
+
+    split: SplitSection = SplitSection()
+    strategy: Strategy = Strategy()
+    budget: Budget = Budget()
+    optimizer: Optimizer = Optimizer()
+    augment: Augment = Augment()
+    compute: Compute = Compute()
+    seed: int = Field(0, description="initialisation, sampling, augmentation, and which cases `train_cases` keeps")

@@ -1,0 +1,98 @@
+"""``medseqft check``: everything that is wrong with a data set, at once, before hours of training find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from medseqft_kit.errors import MedSeqFTError
+from medseqft_kit.progress import Progress, silent
+from medseqft_kit.tasks import across, contents, geometry
+from medseqft_kit.tasks.facts import CaseFacts, gather
+from medseqft_kit.tasks.findings import CheckReport, Finding
+from medseqft_kit.tasks.layouts import detect_task
+from medseqft_kit.tasks.types import Task
+
+__all__ = ["CASE_CHECKS", "CheckReport", "Finding", "check_task"]
+
+CASE_CHECKS: tuple[Callable[[Task, CaseFacts], Iterator[Finding]], ...] = (
+    contents.files_exist,
+    contents.files_are_readable,
+    geometry.spacing_is_positive,
+    geometry.dimensions_fit,
+    geometry.grids_agree,
+    geometry.header_agrees_with_itself,
+    contents.values_are_finite,
+    contents.labels_are_integers,
+    contents.labels_are_declared,
+    contents.labels_are_not_empty,
+)
+
+
+def check_task(source: Task | str | Path, strict: bool = False, progress: Progress = silent) -> CheckReport:
+    """Read every file of a data set and collect all that is wrong; nothing is changed, nothing is raised.
+
+    One case is in memory at a time.
+
+    Parameters
+    ----------
+    source
+        A task, or the folder of one.
+    strict
+        Make every warning (empty labels, duplicates, unusual spacing, ambiguous headers) an error.
+    """
+    if isinstance(source, Task):
+        report = _check(source, progress)
+    else:
+        try:
+            report = _check(detect_task(source), progress)
+        except MedSeqFTError as problem:
+            report = CheckReport(Path(source).resolve().name, 0, (_of_the_folder(Path(source), problem),))
+    return report.strict() if strict else report
+
+
+def _check(task: Task, progress: Progress) -> CheckReport:
+    cases = (*task.cases, *task.unlabelled)
+    findings: list[Finding] = []
+    seen: list[across.Seen] = []
+    for number, case in enumerate(cases):
+        progress(f"checking {task.name}", number, len(cases))
+        with np.errstate(all="ignore"):  # NaN in a header or a volume is a finding, not a warning of NumPy's
+            facts = gather(case)
+            findings += [found for check in CASE_CHECKS for found in check(task, facts)]
+        seen += across.remember(facts)
+    progress(f"checking {task.name}", len(cases), len(cases))
+    findings += across.stray_files(task)
+    findings += across.duplicate_images(task, seen)
+    findings += across.unusual_spacing(task, seen)
+    if not cases:
+        findings.append(_no_cases(task))
+    return CheckReport(task.name, len(cases), tuple(findings))
+
+
+def _no_cases(task: Task) -> Finding:
+    return Finding(
+        "error",
+        task.name,
+        "",
+        str(task.root),
+        "no cases",
+        found=f"layout {task.layout}, nothing listed",
+        expected="at least one image",
+        next_step="add images, or correct the list in dataset.json",
+    )
+
+
+def _of_the_folder(folder: Path, problem: MedSeqFTError) -> Finding:
+    return Finding(
+        "error",
+        folder.resolve().name,
+        "",
+        str(folder),
+        problem.summary,
+        found=problem.found or "",
+        expected=problem.expected or "",
+        next_step=problem.next_step or "",
+    )

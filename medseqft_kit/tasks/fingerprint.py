@@ -1,0 +1,35 @@
+"""Which bytes a result rests on: content hashes of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from medseqft_kit.errors import DataError
+from medseqft_kit.tasks.types import Task
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read.", found=str(problem), next_step="restore the file") from problem
+
+
+def fingerprint(task: Task, case_ids: Iterable[str]) -> str:
+    """SHA-256 over the images and labels of some cases; it depends on ids and contents, not on paths or order."""
+    total = hashlib.sha256()
+    for case_id in sorted(set(case_ids)):
+        case = task.case(case_id)
+        parts = [*map(file_hash, case.images), file_hash(case.label) if case.label is not None else "unlabelled"]
+        total.update("\x1f".join((case_id, *parts, "\n")).encode())
+    return total.hexdigest()

@@ -1,0 +1,103 @@
+"""Medical Segmentation Decathlon (MSD).
+
+::
+
+    TaskNN_Name/
+      dataset.json
+      imagesTr/<case>.nii.gz   labelsTr/<case>.nii.gz   imagesTs/<case>.nii.gz
+
+Image and label share their name; several channels are the fourth axis of the image. ``training`` lists pairs and may be
+missing; ``test`` and ``unlabelled`` list images without labels, as text or ``{"image": …}``. Keys of ``labels`` and
+``modality`` are numbers in text. Simpson et al. 2019 (arXiv 1902.09063), Antonelli et al. 2022
+(doi 10.1038/s41467-022-30695-9); the ten data sets are CC BY-SA 4.0, others in this layout state their own licence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medseqft_kit.errors import DataError
+from medseqft_kit.tasks.dataset_json import (
+    FILE,
+    by_number,
+    load_dataset_json,
+    modality,
+    sorted_cases,
+    text,
+    wrong_entry,
+)
+from medseqft_kit.tasks.folds import read_folds
+from medseqft_kit.tasks.headers import ENDINGS, stem
+from medseqft_kit.tasks.types import Case, Task
+
+LOOKS_FOR = f"{FILE} with `modality` (Medical Segmentation Decathlon)"
+
+
+def matches(folder: Path) -> bool:
+    """Whether dataset.json describes channels by ``modality``."""
+    return (folder / FILE).is_file() and "modality" in load_dataset_json(folder)
+
+
+def read(folder: Path, name: str) -> Task:
+    """The task in `folder`. Files are listed, not opened.
+
+    Raises
+    ------
+    DataError
+        If dataset.json is damaged or lists cases that cannot be told apart.
+    """
+    content = load_dataset_json(folder)
+    labels = by_number(folder, content.get("labels") or {}, "labels")
+    structures: dict[str, tuple[int, ...]] = {}
+    for value, structure in labels:
+        if value != 0:
+            structures[str(structure)] = (*structures.get(str(structure), ()), value)
+    labelled = [_pair(folder, entry) for entry in content.get("training") or ()]
+    unlabelled = [_image(folder, entry) for key in ("test", "unlabelled") for entry in content.get(key) or ()]
+    _refuse_first_nnunet(folder, labelled)
+    cases, rest = sorted_cases(folder, _visible(labelled), _visible(unlabelled))
+    return Task(
+        name=name,
+        root=folder,
+        layout="msd",
+        channels=tuple(modality(kind) for _, kind in by_number(folder, content["modality"], "modality")),
+        structures=structures,
+        declared=frozenset({0, *(value for value, _ in labels)}),
+        cases=cases,
+        unlabelled=rest,
+        licence=text(content, "licence", "license"),
+        reference=text(content, "reference"),
+        folds=read_folds(folder, (case.id for case in cases)),
+    )
+
+
+def _image(folder: Path, entry: Any) -> Case:
+    path = entry.get("image") if isinstance(entry, dict) else entry
+    if not (isinstance(path, str) and path.endswith(ENDINGS)):
+        raise wrong_entry(folder, entry, f"the path of an image ending in {' or '.join(ENDINGS)}")
+    return Case(stem(Path(path)), (folder / path,))
+
+
+def _pair(folder: Path, entry: Any) -> Case:
+    if not (isinstance(entry, dict) and isinstance(entry.get("label"), str)):
+        raise wrong_entry(folder, entry, '{"image": path, "label": path} in `training`')
+    image = _image(folder, entry)
+    return Case(image.id, image.images, folder / entry["label"])
+
+
+def _visible(cases: list[Case]) -> Iterator[Case]:
+    return (case for case in cases if not case.images[0].name.startswith("."))  # AppleDouble files of the archives
+
+
+def _refuse_first_nnunet(folder: Path, cases: list[Case]) -> None:
+    if cases and not cases[0].images[0].exists():
+        first_channel = cases[0].images[0].with_name(f"{cases[0].id}_0000.nii.gz")
+        if first_channel.exists():
+            raise DataError(
+                f"{folder} is nnU-Net's first raw layout.",
+                found=f"{first_channel.name}, while {FILE} lists {cases[0].images[0].name}",
+                expected="the Decathlon's layout, or nnU-Net v2's with `channel_names`",
+                next_step="nnUNetv2_convert_old_nnUNet_dataset",
+            )

@@ -1,0 +1,1 @@
+"""Training: one trainer, phases over it, strategies made of phases, and the loop over tasks."""

@@ -1,0 +1,59 @@
+"""One file that brings a training back: weights, optimiser, history, step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from medseqft_kit.runs.atomic import write_tensors
+from medseqft_kit.runs.history import Row
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """Where a training stands: steps done, and the rows logged until then."""
+
+    step: int
+    history: list[Row]
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, progressed: Progressed) -> None:
+    """Write everything that :func:`restore_checkpoint_` needs, atomically."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in _trained(model).items():
+        state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
+        tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
+    write_tensors(path, tensors, {"step": str(progressed.step), "history": json.dumps(progressed.history)})
+
+
+def restore_checkpoint_(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> Progressed:
+    """Put model and optimiser where the checkpoint left them; nothing changes if there is none or it is damaged.
+
+    A damaged file can only stem from outside, since ours are renamed into place whole; training then starts over.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (FileNotFoundError, SafetensorError):
+        return Progressed(0, [])
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    step = int(header["step"])
+    for name, parameter in _trained(model).items():
+        if f"exp_avg.{name}" in tensors:
+            # A moment must lie in memory like its parameter, or the sums of the next step round differently.
+            moments = {moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"]) for moment in MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    return Progressed(step, json.loads(header["history"]))
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

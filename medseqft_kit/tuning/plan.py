@@ -1,0 +1,135 @@
+"""A task as a run takes it: the data set plus how many cases, which grid, which tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medseqft_kit.config import TaskSection
+from medseqft_kit.errors import DataError
+from medseqft_kit.randomness import numpy_generator
+from medseqft_kit.settings import Settings
+from medseqft_kit.tasks.check import check_task
+from medseqft_kit.tasks.fingerprint import fingerprint
+from medseqft_kit.tasks.layouts import load_task
+from medseqft_kit.tasks.split import Split, SplitSettings, patient_sides, split_tasks
+from medseqft_kit.tasks.types import Task
+from medseqft_kit.volumes.preprocess import Preprocessing, resolve
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task of a sequence.
+
+    `train_cases` of None trains on all cases of the split's training side; `preprocessing` and `nsd_tolerance_mm` are
+    the task's own.
+    """
+
+    task: Task
+    train_cases: int | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    nsd_tolerance_mm: float = 2.0
+
+    @classmethod
+    def from_section(cls, section: TaskSection) -> TaskPlan:
+        """Read the data set that a configuration names, under its label mapping."""
+        task = load_task(section.data, section.name, section.labels)
+        return cls(task, section.train_cases, Preprocessing(section.spacing, section.window), section.nsd_tolerance_mm)
+
+    @classmethod
+    def from_entry(cls, name: str, entry: Mapping[str, Any]) -> TaskPlan:
+        """Read the data set that a manifest names."""
+        task = load_task(Path(entry["root"]), name, entry["structures"])
+        grid = {key: tuple(value) if value is not None else None for key, value in entry["preprocessing"].items()}
+        return cls(task, entry["train_limit"], Preprocessing(**grid), entry["nsd_tolerance_mm"])
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Which cases a run uses: `train` and `validation` are limited by the settings, `test` is the whole side."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.train, *self.validation, *self.test)
+
+
+def check_data(plans: Sequence[TaskPlan]) -> None:
+    """Read every file of every task before anything is trained.
+
+    Raises
+    ------
+    DataError
+        With the errors found, the first five in full.
+    """
+    checked: set[Path] = set()
+    errors: list[str] = []
+    for plan in plans:
+        if plan.task.root not in checked:
+            checked.add(plan.task.root)
+            # The data set as it is on disk: a mapping that drops labels must not turn the rest into errors.
+            for finding in check_task(plan.task.root).errors:
+                where = f"{finding.task}, {finding.file}: {finding.problem}"
+                errors.append(f"{where} (found {finding.found}, expected {finding.expected})")
+    if errors:
+        more = [f"and {len(errors) - 5} more"] if len(errors) > 5 else []
+        raise DataError(
+            f"the data has {len(errors)} error{'s' * (len(errors) > 1)}; training was not started.",
+            found="\n            ".join(errors[:5] + more),
+            expected="none",
+            next_step=f"medseqft check {' '.join(str(root) for root in sorted(checked))}",
+        )
+
+
+def split_settings(settings: Settings) -> SplitSettings:
+    """The settings' split section in the tasks room's own type."""
+    return SplitSettings(**settings.split.model_dump())
+
+
+def split_plans(
+    plans: Sequence[TaskPlan], settings: Settings, before: Mapping[str, Split] | None = None
+) -> dict[str, Split]:
+    """Split all tasks at once, one patient on one side; patients of `before` (an existing run) stay where they are."""
+    chosen = split_settings(settings)
+    return split_tasks([plan.task for plan in plans], chosen, patient_sides(before or {}, chosen.group))
+
+
+def choose_cases(plan: TaskPlan, split: Split, settings: Settings) -> Cases:
+    """Limit a split to the cases that are used.
+
+    Which training cases are kept depends on the run's seed; validation and test cases do not.
+    """
+    order = numpy_generator(settings.seed, "train cases", plan.task.name).permutation(len(split.train))
+    kept = tuple(sorted(split.train[i] for i in order[: plan.train_cases]))
+    order = numpy_generator(settings.split.seed, "validation cases", plan.task.name).permutation(len(split.validation))
+    validation = tuple(sorted(split.validation[i] for i in order[: settings.budget.validation_cases]))
+    return Cases(kept, validation, split.test)
+
+
+def resolved(plan: TaskPlan) -> TaskPlan:
+    """The plan with its grid filled in from the data."""
+    return replace(plan, preprocessing=resolve(plan.preprocessing, plan.task))
+
+
+def manifest_entry(plan: TaskPlan, split: Split, cases: Cases) -> dict[str, Any]:
+    """What the manifest keeps of a task: enough to read it again and to notice that its files changed."""
+    task = plan.task
+    return {
+        "root": str(task.root.resolve()),
+        "layout": task.layout,
+        "channels": list(task.channels),
+        "structures": {name: list(values) for name, values in task.structures.items()},
+        "declared": sorted(task.declared),
+        "split": {side: list(ids) for side, ids in split._asdict().items()},
+        "train_limit": plan.train_cases,
+        "train_cases": list(cases.train),
+        "validation_cases": list(cases.validation),
+        "preprocessing": asdict(plan.preprocessing),
+        "nsd_tolerance_mm": plan.nsd_tolerance_mm,
+        "fingerprint": fingerprint(task, cases.all),
+    }

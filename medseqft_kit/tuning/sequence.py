@@ -1,0 +1,321 @@
+"""The loop over tasks: a run folder that grows by one stage for each task, resumes, and takes the next task later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Tasks
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from medseqft_kernels import AUTO
+from medseqft_kit.config import Config, changed_settings
+from medseqft_kit.errors import DataError, RunError
+from medseqft_kit.evaluation.cases import read_cases
+from medseqft_kit.evaluation.load import load_predictor
+from medseqft_kit.evaluation.predict import Predictor
+from medseqft_kit.models.foundation import (
+    FoundationModel,
+    frozen_copy,
+    load_foundation,
+    parameter_count,
+    save_foundation,
+)
+from medseqft_kit.models.precision import Precision, resolve_precision
+from medseqft_kit.progress import Progress, silent
+from medseqft_kit.runs.folder import FORMAT, RunFolder, sha256, versions
+from medseqft_kit.runs.interrupt import stopping_cleanly
+from medseqft_kit.runs.lock import locked
+from medseqft_kit.settings import Settings
+from medseqft_kit.tasks.fingerprint import fingerprint
+from medseqft_kit.tasks.split import Split
+from medseqft_kit.tasks.types import Task
+from medseqft_kit.tuning.plan import (
+    TaskPlan,
+    check_data,
+    choose_cases,
+    manifest_entry,
+    resolved,
+    split_plans,
+)
+from medseqft_kit.tuning.stage_run import Context, PreparedTask, run_stage
+from medseqft_kit.tuning.strategies import build_strategy
+from medseqft_kit.volumes.store import prepare
+
+
+class Sequence:
+    """Fine-tune one model over a sequence of tasks.
+
+    Parameters
+    ----------
+    folder
+        The run folder; made if absent, continued if it holds a run of the same settings.
+    model
+        M_0. It is copied, never changed.
+    settings
+        Strategy, budget, optimiser and so on; the defaults are MedSeqFT as the docs describe it.
+    progress
+        Called with (label, done, total); see :mod:`medseqft_kit.progress`.
+    store
+        Where preprocessed volumes are kept; runs on the same data may share it. The run folder's own by default.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: FoundationModel,
+        settings: Settings | None = None,
+        progress: Progress = silent,
+        store: Path | None = None,
+    ) -> None:
+        self.folder, self.model = RunFolder(Path(folder)), model
+        self.settings, self.progress = settings or Settings(), progress
+        self.store = store or self.folder.store
+
+    def fit(self, tasks: Tasks[Task | TaskPlan]) -> Run:
+        """Run every stage that is not done yet.
+
+        Raises
+        ------
+        DataError
+            If a file of any task cannot be used; nothing was trained then.
+        RunError
+            If the folder holds a run of other settings or tasks, or another process works on it.
+        """
+        plans = [task if isinstance(task, TaskPlan) else TaskPlan(task) for task in tasks]
+        with _at_work(self.folder, self.settings):
+            if self.folder.exists:
+                self.folder = RunFolder.open(self.folder.path)
+                _refuse_other_settings(self.folder, self.settings)
+                plans = _with_added_tasks(self.folder, plans)
+            else:
+                plans = self._create(plans)
+            _run_stages(self.folder, plans, self.settings, self.store, self.progress)
+        return Run(self.folder.path, self.progress)
+
+    def _create(self, plans: list[TaskPlan]) -> list[TaskPlan]:
+        build_strategy(self.settings.strategy)
+        check_data(plans)
+        plans = [resolved(plan) for plan in plans]
+        precision = resolve_precision(self.settings.compute.precision, self.settings.compute.device)
+        save_foundation(self.model, self.folder.foundation)
+        self.folder.manifest = _first_manifest(self.folder, self.model, self.settings, precision)
+        _plan_stages(self.folder, plans, self.settings)
+        return plans
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk: look at it, predict with it, add the next task."""
+
+    path: Path
+    progress: Progress = silent
+
+    def add(self, task: Task | TaskPlan) -> Run:
+        """Fine-tune one more task from where the run stands; everything before is reused and stays as it is.
+
+        The new stage evaluates the old tasks with the new M_t, beside what they were before.
+
+        Raises
+        ------
+        RunError
+            If the run is unfinished, or has a task of that name.
+        """
+        new = task if isinstance(task, TaskPlan) else TaskPlan(task)
+        folder = RunFolder.open(self.path)
+        settings = Settings.model_validate(
+            {key: value for key, value in folder.manifest["config"].items() if key in Settings.model_fields}
+        )
+        with _at_work(folder, settings):
+            names = [stage["task"] for stage in folder.stages]
+            if new.task.name not in names:
+                _refuse_unfinished(folder)
+                check_data([new])
+                _plan_stages(folder, [resolved(new)], settings)
+            elif folder.stages[-1]["task"] != new.task.name or folder.stages[-1]["done"]:
+                raise RunError(
+                    f"{self.path} has a task {new.task.name!r} already.",
+                    found=", ".join(names),
+                    expected="a new name",
+                    next_step="give another --name",
+                )
+            _run_stages(folder, _with_added_tasks(folder, []), settings, folder.store, self.progress)
+        return self
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of arrival."""
+        return tuple(stage["task"] for stage in RunFolder.open(self.path).stages)
+
+    def cases(self) -> pd.DataFrame:
+        """All stages' `cases.csv` in one table."""
+        folder = RunFolder.open(self.path)
+        done = [i for i, stage in enumerate(folder.stages) if stage["done"]]
+        return pd.concat([read_cases(folder.stage_folder(i) / "cases.csv") for i in done], ignore_index=True)
+
+    def model(self, task: str, which: Literal["adapted", "merged"] | None = None) -> Predictor:
+        """What predicts one task: its M'_t or M_t; the run's `strategy.predictor` unless said otherwise."""
+        manifest = RunFolder.open(self.path).manifest
+        return load_predictor(self.path, task, which or manifest["config"]["strategy"]["predictor"])
+
+    def report(self) -> Path:
+        """Write `report.html` and return its path."""
+        from medseqft_kit.report.page import write_report
+
+        return write_report(self.path)
+
+
+def _first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings, on: Precision) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config": settings.model_dump(mode="json"),
+        "changed": changed_settings(settings),
+        "versions": versions(),
+        "seed": settings.seed,
+        "compute": {
+            "device": on.device,
+            "precision": on.name,
+            "threads": settings.compute.threads,
+            "backends": dict(AUTO),
+        },
+        "foundation": {
+            "source": _source(settings),
+            "fingerprint": sha256(folder.foundation),
+            "architecture": model.spec.architecture,
+            "size": model.spec.size,
+            "parameters": parameter_count(model.backbone),
+        },
+        "tasks": {},
+        "stages": [],
+    }
+
+
+def _source(settings: Settings) -> str:
+    if not isinstance(settings, Config):
+        return "given by the caller"
+    if settings.foundation.weights is not None:
+        return str(settings.foundation.weights)
+    return "pre-trained for this run (foundation.pretrain)"
+
+
+def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings) -> None:
+    """Split, choose cases and add a stage for each plan; then the manifest is on disk."""
+    before = {name: _split(entry) for name, entry in folder.manifest["tasks"].items()}
+    splits = split_plans(plans, settings, before)
+    for plan in plans:
+        split = splits[plan.task.name]
+        cases = choose_cases(plan, split, settings)
+        folder.manifest["tasks"][plan.task.name] = manifest_entry(plan, split, cases)
+        folder.add_stage(plan.task.name)
+    folder.save()
+
+
+def _split(entry: Mapping[str, Any]) -> Split:
+    return Split(**{side: tuple(ids) for side, ids in entry["split"].items()})
+
+
+def _run_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, store: Path, progress: Progress) -> None:
+    waiting = [index for index, stage in enumerate(folder.stages) if not stage["done"]]
+    if not waiting:
+        return
+    for index in range(waiting[0]):
+        folder.verify_stage(index)
+    pinned = folder.manifest["compute"]
+    precision = Precision(pinned["device"], pinned["precision"])
+    context = Context(
+        run=folder,
+        settings=settings,
+        strategy=build_strategy(settings.strategy),
+        foundation=frozen_copy(precision.place_(load_foundation(folder.foundation))),
+        precision=precision,
+        tasks={plan.task.name: _prepare(folder, plan, settings, store, progress) for plan in plans},
+        progress=progress,
+    )
+    for index in waiting:
+        run_stage(context, index)
+
+
+def _prepare(folder: RunFolder, plan: TaskPlan, settings: Settings, store: Path, progress: Progress) -> PreparedTask:
+    entry = folder.manifest["tasks"][plan.task.name]
+    cases = choose_cases(plan, _split(entry), settings)
+    found = fingerprint(plan.task, cases.all)
+    if found != entry["fingerprint"]:
+        raise DataError(
+            f"the files of {plan.task.name} are not those that the run began with.",
+            found=f"fingerprint {found[:16]}",
+            expected=entry["fingerprint"][:16],
+            next_step=f"restore {plan.task.root}, or start a new run with --out",
+        )
+    return PreparedTask(plan, cases, prepare(plan.task, plan.preprocessing, cases.all, store, progress=progress))
+
+
+@contextmanager
+def _at_work(folder: RunFolder, settings: Settings) -> Iterator[None]:
+    """Hold the lock, listen for signals, and use the run's number of threads until the block ends."""
+    with locked(folder.path), stopping_cleanly(), threads_of(settings):
+        yield
+
+
+@contextmanager
+def threads_of(settings: Settings) -> Iterator[None]:
+    """Use the settings' number of CPU threads within the block; the caller's number comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.compute.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds")
+"""Keys of `compute` that no result depends on."""
+
+
+def _refuse_other_settings(folder: RunFolder, settings: Settings) -> None:
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return {prefix: value}
+        return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}").items()}
+
+    before, now = flat(folder.manifest["config"]), flat(settings.model_dump(mode="json"))
+    differing = [
+        key
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key.removeprefix(".compute.") not in FREE_TO_CHANGE
+    ]
+    if differing:
+        raise RunError(
+            f"{folder.path} holds a run of other settings.",
+            found="; ".join(f"{key[1:]} = {before.get(key)}" for key in differing),
+            expected="; ".join(f"{key[1:]} = {now.get(key)}" for key in differing),
+            next_step="give another --out, or the settings of that run",
+        )
+
+
+def _with_added_tasks(folder: RunFolder, plans: list[TaskPlan]) -> list[TaskPlan]:
+    """The plans of all stages: those given, which are the first ones, and those that were added since."""
+    before, now = [stage["task"] for stage in folder.stages], [plan.task.name for plan in plans]
+    if before[: len(now)] != now:
+        raise RunError(
+            f"{folder.path} holds a run of other tasks.",
+            found=", ".join(before),
+            expected=", ".join(now),
+            next_step="medseqft add, for one more task; or another --out",
+        )
+    added = [TaskPlan.from_entry(name, folder.manifest["tasks"][name]) for name in before[len(now) :]]
+    return [resolved(plan) for plan in (*plans, *added)]
+
+
+def _refuse_unfinished(folder: RunFolder) -> None:
+    waiting = [stage["task"] for stage in folder.stages if not stage["done"]]
+    if waiting:
+        raise RunError(
+            f"{folder.path} is not finished.",
+            found=f"waiting: {', '.join(waiting)}",
+            expected="all stages done",
+            next_step="medseqft run CONFIG.yaml --out DIR: it continues",
+        )

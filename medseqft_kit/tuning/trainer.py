@@ -1,0 +1,166 @@
+"""The one training loop: it knows nothing of tasks, teachers or adapters, only named loss terms.
+
+What step n sees is a function of (seed, stage, n); with the checkpoint's weights and moments a resumed training equals
+an uninterrupted one bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medseqft_kit.errors import NumericsError
+from medseqft_kit.models.precision import Precision
+from medseqft_kit.progress import Progress, silent
+from medseqft_kit.runs.atomic import write_tensors
+from medseqft_kit.runs.history import Row
+from medseqft_kit.runs.interrupt import Interrupted, stop_requested
+from medseqft_kit.settings import Optimizer
+from medseqft_kit.tuning.checkpoint import Progressed, restore_checkpoint_, save_checkpoint
+from medseqft_kit.volumes.batches import Batch, BatchSource, prefetch
+
+Losses = Callable[[Sequence[Batch], int], Mapping[str, Tensor]]
+"""Batches of a step (one for each source, on the device) and the step's number to named terms, already weighted."""
+WARM_UP = 0.1
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a validation found, to be logged, and whether the training may end."""
+
+    values: Mapping[str, float]
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: everything that the loop needs, in the order of its use.
+
+    `model` is trained in place; its parameters are grouped by `learning_rates` (prefix of the name to peak rate, the
+    longest prefix that fits counts).
+    """
+
+    name: str
+    model: nn.Module
+    losses: Losses
+    sources: tuple[BatchSource, ...]
+    steps: int
+    learning_rates: Mapping[str, float]
+    optimizer: Optimizer
+    precision: Precision
+    checkpoint: Path
+    check: Callable[[int], Check] | None = None
+    checks: int = 1
+    workers: int = 1
+    checkpoint_seconds: float = 60.0
+    progress: Progress = field(default=silent)
+
+
+def train(training: Training) -> list[Row]:
+    """Train `training.model` in place and return the history's rows.
+
+    Raises
+    ------
+    NumericsError
+        If a loss is not finite: names term, step and cases, and saves the batch beside the checkpoint.
+    Interrupted
+        After a signal: the checkpoint is written, the same call continues.
+    """
+    optimizer = _optimizer(training)
+    progressed = restore_checkpoint_(training.checkpoint, training.model, optimizer)
+    history, saved_at = list(progressed.history), time.monotonic()
+    if history and history[-1].get("done"):
+        return history
+    steps = range(progressed.step, training.steps)
+    batches = zip(*(prefetch(source, steps, training.workers) for source in training.sources), strict=True)
+    for step, fetched in zip(steps, batches, strict=True):
+        placed = [_place(batch, training.precision) for batch, _ in fetched]
+        rate = _rate(step, training.steps)
+        terms = _step(training, optimizer, placed, step, rate)
+        history.append({"phase": training.name, "step": step, **terms, "learning_rate": rate})
+        training.progress(training.name, step + 1, training.steps)
+        ended = _check(training, step, history)
+        if stop_requested() or ended or time.monotonic() - saved_at >= training.checkpoint_seconds:
+            save_checkpoint(training.checkpoint, training.model, optimizer, Progressed(step + 1, history))
+            saved_at = time.monotonic()
+        if stop_requested():
+            raise Interrupted(f"stopped after step {step + 1} of {training.steps} of {training.name}")
+        if ended:
+            break
+    training.progress(training.name, training.steps, training.steps)
+    return history
+
+
+def _optimizer(training: Training) -> torch.optim.AdamW:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in training.model.named_parameters():
+        if parameter.requires_grad:
+            fitting = [prefix for prefix in training.learning_rates if name.startswith(prefix)]
+            groups.setdefault(training.learning_rates[max(fitting, key=len)], []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": members, "lr": rate, "peak": rate} for rate, members in groups.items()],
+        weight_decay=training.optimizer.weight_decay,
+        fused=True,
+    )
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over a tenth of the steps, then a cosine to nothing."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _step(
+    training: Training, optimizer: torch.optim.AdamW, batches: Sequence[Batch], step: int, rate: float
+) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["peak"]
+    with training.precision.autocast():
+        terms = training.losses(batches, step)
+    total = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(total):
+        _refuse(training, terms, batches, step)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(trained, training.optimizer.clip)
+    optimizer.step()
+    return {name: float(value.detach()) for name, value in {**terms, "total": total}.items()}
+
+
+def _check(training: Training, step: int, history: list[Row]) -> bool:
+    """Validate at equal distances and at the end; whether the training may end now."""
+    every = max(1, training.steps // training.checks)
+    last = step + 1 == training.steps
+    if training.check is None or not (last or (step + 1) % every == 0):
+        return last
+    result = training.check(step)
+    history.append({"phase": training.name, "step": step, **result.values})
+    if result.done:
+        history[-1]["done"] = True
+    return last or result.done
+
+
+def _place(batch: Batch, precision: Precision) -> Batch:
+    label = None if batch.label is None else batch.label.to(precision.device)
+    return Batch(precision.place(batch.image), label, batch.cases, batch.task)
+
+
+def _refuse(training: Training, terms: Mapping[str, Tensor], batches: Sequence[Batch], step: int) -> None:
+    path = training.checkpoint.with_name(f"not_a_number_{training.name}_step_{step}.safetensors")
+    write_tensors(path, {f"image_{index}": batch.image for index, batch in enumerate(batches)})
+    bad = ", ".join(f"{name} = {float(value)}" for name, value in terms.items())
+    raise NumericsError(
+        f"the loss of {training.name} is no longer a number at step {step}.",
+        found=f"{bad}; cases {', '.join(case for batch in batches for case in batch.cases)}",
+        expected="finite terms",
+        next_step=f"look at {path}; then a lower `optimizer.learning_rate`, or `compute.precision: fp32`",
+    )

@@ -1,0 +1,1 @@
+"""Preprocessing, the on-disk store, crops, augmentation and batches."""

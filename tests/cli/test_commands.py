@@ -1,0 +1,122 @@
+"""The command line as a user meets it: in processes of its own, on tiny phantoms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+COMMANDS = ("demo", "phantoms", "check", "pretrain", "run", "add", "score", "predict", "evaluate", "report", "doctor")
+
+
+def _medseqft(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "medseqft_kit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms and a configuration, made by the command line itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    made = _medseqft("phantoms", folder / "data", "--cases", "5", "--side", "24")
+    assert made.returncode == 0, made.stderr
+    assert len(made.stdout.splitlines()) == 7
+    config = {
+        "foundation": {"pretrain": {"data": ["data/Phantom00_Unlabelled"], "steps": 3, "batch": 2, "cases": 3}},
+        "model": {"size": "tiny", "patch": [8, 8, 8]},
+        "tasks": [{"name": "liver", "data": "data/Phantom01_Liver", "train_cases": 2}],
+        "strategy": {"buffer": {"k": 2, "draws": 16}, "lora": {"rank": 2}},
+        "budget": {"steps": 3, "batch": 1, "checks": 1, "validation_cases": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workspace: Path) -> Path:
+    result = _medseqft("run", workspace / "config.yaml", "--out", workspace / "run")
+    assert result.returncode == 0, result.stderr
+    assert "liver" in result.stdout
+    assert "report.html" in result.stdout
+    return workspace / "run"
+
+
+def test_help_lists_every_command_in_under_a_second() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = _medseqft("--help")
+        times.append(time.perf_counter() - start)
+    assert all(command in shown.stdout for command in COMMANDS)
+    code = "import sys, medseqft_kit.cli.app; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == ["False", "False"]
+    assert min(times) < 1
+
+
+def test_a_run_is_shown_evaluated_and_continued(run: Path, workspace: Path) -> None:
+    shown = _medseqft("evaluate", run)
+    assert shown.returncode == 0, shown.stderr
+    for word in ("liver", "adapted", "merged", "HD95 mm", "missed"):
+        assert word in shown.stdout
+    before = (run / "manifest.json").stat().st_mtime_ns
+    again = _medseqft("run", workspace / "config.yaml", "--out", run)
+    assert again.returncode == 0, again.stderr
+    assert (run / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_predict_writes_in_the_images_own_geometry_and_label_values(run: Path, workspace: Path, tmp_path: Path) -> None:
+    image = sorted((workspace / "data" / "Phantom01_Liver" / "imagesTr").glob("*.nii.gz"))[0]
+    result = _medseqft("predict", run, image, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    written, original = (nib.Nifti1Image.from_filename(path) for path in (tmp_path / image.name, image))
+    assert written.shape == original.shape
+    np.testing.assert_allclose(written.affine, original.affine, atol=1e-5)
+    assert set(np.unique(written.dataobj)) <= {0, 1, 2}
+
+
+def test_the_next_task_is_added_and_the_old_one_shown_again(run: Path, workspace: Path) -> None:
+    result = _medseqft(
+        "add", run, workspace / "data" / "Phantom03_Lungs_Heart", "--name", "chest", "--train-cases", "2"
+    )
+    assert result.returncode == 0, result.stderr
+    stages = [line.split() for line in result.stdout.splitlines() if "liver" in line]
+    assert len(stages) == 3  # adapted and merged before, merged after
+
+
+def test_score_writes_scores_and_buffer(run: Path, workspace: Path, tmp_path: Path) -> None:
+    weights, data = run / "foundation.safetensors", workspace / "data" / "Phantom01_Liver"
+    result = _medseqft("score", weights, data, "--top-k", "2", "--max-draws", "16", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "scores.csv").read_text().splitlines()[0] == "case,mean,low,high,draws"
+    assert len(yaml.safe_load((tmp_path / "buffer.json").read_text())["cases"]) == 2
+
+
+def test_check_ends_with_one_on_errors_and_zero_without(workspace: Path, tmp_path: Path) -> None:
+    assert _medseqft("check", workspace / "data" / "Phantom01_Liver").returncode == 0
+    (tmp_path / "not_a_data_set").mkdir()
+    wrong = _medseqft("check", tmp_path / "not_a_data_set")
+    assert wrong.returncode == 1
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "missing.yaml", "--out", "x"), "missing.yaml cannot be read"),
+        (("evaluate", "nowhere"), "not a run folder"),
+        (("predict", "nowhere", "image.nii.gz", "--out", "x"), "not a run folder"),
+        (("report", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_users_mistake_ends_in_its_message_not_in_a_traceback(arguments: tuple[str, ...], said: str) -> None:
+    result = _medseqft(*arguments)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,61 @@
+"""What all tests share: real data where it lies beside the checkout, one thread, fixed examples for hypothesis."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# beartype looks at random items of containers; with a generator of its own, the global one is the tested code's alone.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(random, "getrandbits", random.Random(0).getrandbits)
+    import beartype  # noqa: F401
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Examples take as long as a network takes; in CI they are the same every time.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Give every test process one thread: more of them on a shared machine are slower, and bits depend on it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """A function from a data set's name to its folder; the test is skipped where that folder is absent."""
+
+    def folder(name: str) -> Path:
+        path = REAL_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"real data set {name} is not on this machine (looked in ../shared/data)")
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def random_state_untouched() -> Iterator[None]:
+    """Fail a test that leaves the global random state of Python, NumPy or torch other than it found it."""
+    before = _random_state()
+    yield
+    moved = [name for name, state in _random_state().items() if state != before[name]]
+    assert not moved, f"the global random state of {', '.join(moved)} was moved"
+
+
+def _random_state() -> dict[str, str]:
+    return {
+        "random": repr(random.getstate()),
+        "numpy": repr([part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]),
+        "torch": torch.random.get_rng_state().numpy().tobytes().hex(),
+    }

@@ -1,0 +1,110 @@
+"""Foundation models: MONAI's own network is the referee of the taken-apart backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.swin_unetr import SwinUNETR
+from torch import nn
+
+from medseqft_kit.errors import ModelError
+from medseqft_kit.models.foundation import FoundationModel, frozen_copy, load_foundation, save_foundation
+from medseqft_kit.models.registry import ARCHITECTURES
+
+
+def _as_monai(model: FoundationModel, task: str) -> dict[str, torch.Tensor]:
+    """The plain MONAI state dict that a backbone and a head make together."""
+    key = model.backbone.head_key
+    head = {f"{key}.{name}": value for name, value in model.heads[task].state_dict().items()}
+    return {**model.backbone.net.state_dict(), **head}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "patch", "network"),
+    [
+        ("segresnet", "tiny", 16, SegResNet(init_filters=8, blocks_down=(1, 1, 1), blocks_up=(1, 1), out_channels=3)),
+        ("segresnet", "small", 16, SegResNet(init_filters=8, out_channels=3, blocks_down=(1, 2, 2, 2))),
+        ("swinunetr", "tiny", 64, SwinUNETR(in_channels=1, out_channels=3, feature_size=12)),
+    ],
+    ids=["segresnet-tiny", "segresnet-small", "swinunetr-tiny"],
+)
+def test_backbone_and_head_are_the_plain_monai_network(
+    architecture: str, size: str, patch: int, network: nn.Module
+) -> None:
+    model = FoundationModel.build(architecture, size, patch=(patch, patch, patch)).eval()
+    model.add_head_("task", 3)
+    network.load_state_dict(_as_monai(model, "task"))
+    image = torch.randn(1, 1, patch, patch, patch, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = model.encode(image)
+        torch.testing.assert_close(model.logits(features, "task"), network.eval()(image))
+    sides = [stage.shape[-1] for stage in features.stages]
+    assert sides == sorted(sides, reverse=True)
+    assert features.decoded.shape == (1, model.backbone.width, patch, patch, patch)
+    assert list(features.named()) == [*(f"stage_{i}" for i in range(len(sides))), "decoded"]
+
+
+def test_every_size_of_every_architecture_builds() -> None:
+    built = 0
+    for name, kind in ARCHITECTURES.items():
+        for size in kind.sizes:
+            model = FoundationModel.build(name, size, patch=(64, 64, 64))
+            assert model.backbone.width == model.ssl_head.in_channels
+            built += 1
+    assert built == 7
+
+
+def test_saved_and_loaded_models_are_equal(tmp_path: Path) -> None:
+    model = FoundationModel.build(size="tiny", patch=(8, 16, 8), channels=2, seed=3)
+    model.add_head_("liver", 3)
+    model.add_head_("lungs", 2)
+    save_foundation(model, tmp_path / "m.safetensors")
+    loaded = load_foundation(tmp_path / "m.safetensors")
+    assert loaded.spec == model.spec
+    assert list(loaded.heads) == ["liver", "lungs"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_the_same_seed_builds_the_same_weights_and_touches_no_global_state(random_state_untouched: None) -> None:
+    first, second, other = (FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.ssl_head.weight, other.ssl_head.weight)
+
+
+def test_a_frozen_copy_shares_nothing_and_requires_no_gradient() -> None:
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8))
+    copy = frozen_copy(model)
+    pointers = {parameter.data_ptr() for parameter in model.parameters()}
+    assert not any(p.requires_grad or p.data_ptr() in pointers for p in copy.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "patch", "said"),
+    [("segresnet", (12, 8, 8), "multiples of 8"), ("swinunetr", (32, 64, 64), "at least 64")],
+)
+def test_a_patch_that_does_not_fit_is_refused(architecture: str, patch: tuple[int, int, int], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        FoundationModel.build(architecture, "tiny", patch=patch)
+
+
+def test_unknown_architectures_and_sizes_are_refused_with_the_known_ones() -> None:
+    for architecture, size in (("unet", "tiny"), ("segresnet", "huge")):
+        with pytest.raises(ModelError, match="swinunetr"):
+            FoundationModel.build(architecture, size)
+
+
+def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torn, foreign = tmp_path / "torn.safetensors", tmp_path / "foreign.safetensors"
+    save_foundation(FoundationModel.build(size="tiny", patch=(8, 8, 8)), torn)
+    torn.write_bytes(torn.read_bytes()[:-100])
+    save_file({"weight": torch.zeros(2)}, foreign)
+    for path, said in ((torn, "cannot be read"), (foreign, "which network"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(ModelError, match=said):
+            load_foundation(path)

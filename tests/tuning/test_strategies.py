@@ -1,0 +1,88 @@
+"""One conformance test takes every strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseqft_kit import settings
+from medseqft_kit.errors import ConfigError
+from medseqft_kit.models.foundation import FoundationModel, load_foundation
+from medseqft_kit.settings import Settings
+from medseqft_kit.tuning.plan import TaskPlan
+from medseqft_kit.tuning.sequence import Run, Sequence
+from medseqft_kit.tuning.strategies import STRATEGIES, build_strategy
+
+MakeSettings = Callable[..., Settings]
+Hashes = Callable[[Path], dict[str, str]]
+
+
+def _stop_after(limit: int) -> Callable[[str, int, int], None]:
+    calls = iter(range(limit))
+
+    def progress(label: str, done: int, total: int) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_strategy_conforms(
+    name: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes
+) -> None:
+    """Two tasks with heads of different sizes: the model untouched, a kill harmless, every class judged."""
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    run = Sequence(tmp_path / "whole", model, settings_for(name)).fit(plans)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    with pytest.raises(KeyboardInterrupt):
+        Sequence(tmp_path / "killed", model, settings_for(name), _stop_after(20)).fit(plans)
+    Sequence(tmp_path / "killed", model, settings_for(name)).fit(plans)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+    assert set(run.cases()["task"]) == {plan.task.name for plan in plans}
+
+
+@pytest.mark.parametrize(
+    ("weighted", "plain"), [("sequential_distilled", "sequential"), ("parallel_distilled", "parallel")]
+)
+def test_weight_zero_is_the_plain_strategy_exactly(
+    weighted: str, plain: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+) -> None:
+    nothing = settings_for(weighted, chosen={"distill": {"weight": 0.0}})
+    runs = [
+        Sequence(tmp_path / "weighted", model, nothing).fit(plans),
+        Sequence(tmp_path / "plain", model, settings_for(plain)).fit(plans),
+    ]
+    compared = 0
+    for stage in ("01_liver", "02_lungs_heart"):
+        ours, theirs = (load_foundation(run.path / "stages" / stage / "adapted.safetensors") for run in runs)
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value), key
+            compared += 1
+    assert compared > 60
+
+
+def test_a_sequence_starts_from_the_previous_model_and_parallel_from_the_first(
+    tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+) -> None:
+    """The second task's first step sees another loss after a first task, and the same one without."""
+    from medseqft_kit.runs.history import read_rows
+
+    def first_loss(run: Run, stage: str) -> float:
+        return read_rows(run.path / "stages" / stage / "history.jsonl")[0]["total"]
+
+    alone = Sequence(tmp_path / "alone", model, settings_for("parallel")).fit(plans[1:])
+    parallel = Sequence(tmp_path / "parallel", model, settings_for("parallel")).fit(plans)
+    chained = Sequence(tmp_path / "chained", model, settings_for("sequential")).fit(plans)
+    expected = first_loss(alone, "01_lungs_heart")
+    assert first_loss(parallel, "02_lungs_heart") == expected
+    assert first_loss(chained, "02_lungs_heart") != expected
+
+
+def test_a_misspelt_strategy_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'sequential'"):
+        build_strategy(settings.Strategy(name="sequental"))
