@@ -9,7 +9,7 @@ WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-CODE := medseqft_kit kernels tests
+CODE := medseqft_kit kernels tests docs .ci
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint audit docs clean

@@ -207,7 +207,7 @@ def test_no_source_file_is_ignored_by_git() -> None:
     files = [path for room in ("medseqft_kit", "kernels", "tests", "docs") for path in (ROOT / room).rglob("*")]
     sources = [str(path) for path in files if path.suffix in {".py", ".md", ".yaml", ".j2", ".css", ".typed"}]
     run = subprocess.run(
-        ["git", "check-ignore", "--stdin"],
+        ["git", "check-ignore", "--no-index", "--stdin"],
         cwd=ROOT,
         input="\n".join(sources),
         capture_output=True,

@@ -16,7 +16,7 @@ from medseqft_kit.tuning.comparison import run_comparison
 
 def run_demo(out: Path, progress: Progress = silent) -> pd.DataFrame:
     """Write the phantoms and the configuration to `out`, run the comparison there, return its table."""
-    write_phantoms(out / "data", cases=20, progress=progress)
+    write_phantoms(out / "data", cases=20, shape=(24, 24, 24), progress=progress)
     config = out / "demo.yaml"
     write_text(config, resources.files("medseqft_kit.cli").joinpath("demo.yaml").read_text(encoding="utf-8"))
     return run_comparison(load_config(config), out, progress)

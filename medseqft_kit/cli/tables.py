@@ -61,6 +61,6 @@ def _figures(figures: dict[str, Any]) -> list[str]:
 
 
 def _print(table: Table) -> None:
+    # A log has no width of its own, and Rich's eighty columns would cut every number.
     console = Console()
-    # A log has no width of its own, and eighty columns would fold every number.
-    console.print(table, width=None if console.is_terminal else 140)
+    (console if console.is_terminal else Console(width=140)).print(table)

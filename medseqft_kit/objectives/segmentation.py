@@ -11,6 +11,9 @@ from medseqft_kit.tasks.types import IGNORE
 
 BACKGROUND_WEIGHT = 0.3
 """Background's weight in the cross-entropy; small structures would drown in it otherwise."""
+SMALLEST_SHARE = 0.1
+"""A class that the batch shows weighs at least this share of the background, however few voxels it has: a short
+training would else settle on background and never find it."""
 
 
 def segmentation_losses(
@@ -28,11 +31,10 @@ def segmentation_losses(
     """
     logits = logits.float()
     classes = logits.shape[1]
-    weight = logits.new_ones(classes)
-    weight[0] = BACKGROUND_WEIGHT
     known = label != IGNORE
+    weight = class_weights(label[known], classes)
     # An all-ignored batch has a cross-entropy of 0 / 0; the clamp keeps it 0.
-    weights = weight[label.clamp(max=classes - 1)] * known
+    weights = weight[label.masked_fill(~known, 0)] * known
     entropy = F.cross_entropy(logits, label, reduction="none", ignore_index=IGNORE)
     cross_entropy = (entropy * weights).sum() / weights.sum().clamp(min=1e-8)
 
@@ -44,6 +46,18 @@ def segmentation_losses(
     present = truth.sum(axes)[1:] > 0
     dice = ((1 - score) * present).sum() / present.sum().clamp(min=1)
     return {"dice": dice, "cross_entropy": cross_entropy}
+
+
+def class_weights(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, " k"]:
+    """Cross-entropy weight of each class in a batch: 0.3 for background, 1 for the others, more for tiny ones.
+
+    >>> class_weights(torch.tensor([0] * 100 + [1] * 10 + [2]), 3)
+    tensor([0.3000, 1.0000, 3.0000])
+    """
+    count = torch.bincount(label, minlength=classes)
+    weight = (SMALLEST_SHARE * BACKGROUND_WEIGHT * count[0] / count.clamp(min=1)).clamp(min=1)
+    weight[0] = BACKGROUND_WEIGHT
+    return weight
 
 
 def hard_dice(prediction: Int[Tensor, "*s"], truth: Int[Tensor, "*s"], classes: int) -> Float[Tensor, " k"]:

@@ -58,3 +58,15 @@ def test_ignored_voxels_receive_no_gradient() -> None:
 def test_hard_dice_is_nan_where_the_truth_lacks_a_class() -> None:
     scores = hard_dice(_voxels(1, 1, 2, 0), _voxels(1, 0, 0, 0), 3)
     torch.testing.assert_close(scores, torch.tensor([2 / 3, math.nan]), equal_nan=True)
+
+
+def test_a_tiny_structure_keeps_a_tenth_of_the_backgrounds_say() -> None:
+    """One voxel of class 1 among 10,000: without a floor its cross-entropy is 1 / 3,000 of the background's."""
+    label = torch.zeros(1, 10, 10, 100, dtype=torch.long)
+    label[0, 0, 0, 0] = 1
+    logits = torch.zeros(1, 2, 10, 10, 100, requires_grad=True)
+    segmentation_losses(logits, label)["cross_entropy"].backward()
+    assert logits.grad is not None
+    pull = logits.grad[0, 1].abs()
+    own = pull[0, 0, 0]
+    torch.testing.assert_close(own / (pull.sum() - own), torch.tensor(0.1), rtol=1e-3, atol=0)

@@ -148,6 +148,12 @@ def test_contrast_of_an_organ_differs_between_cases(render, organ, spread):
     assert np.std(means) > spread
 
 
+def test_scale_of_mr_differs_between_cases():
+    anatomy = draw_anatomy(SHAPE, generator(0))
+    brightest = [np.quantile(render_mr(anatomy, generator(case, 2)), 0.99) for case in PATIENTS]
+    assert max(brightest) > 2 * min(brightest)
+
+
 def test_an_organ_in_mr_may_be_darker_or_brighter_than_what_surrounds_it():
     anatomy = draw_anatomy(SHAPE, generator(0))
     core, around = ndimage.binary_erosion(anatomy.mask("liver")), anatomy.mask("cavity")
