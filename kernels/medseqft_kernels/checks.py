@@ -42,6 +42,6 @@ def require_adapter_b(lora_b: Tensor, outputs: int, rank: int, groups: int) -> N
 
 
 def choose(backend: str, known: Mapping[str, Backend]) -> Backend:
-    """The implementation called `backend`; ``auto`` is the reference, which fits everything."""
+    """The implementation called `backend`; ``auto``, where the operation made nothing else of it, is the reference."""
     require(backend == "auto" or backend in known, "backend", repr(backend), f"one of {['auto', *known]}")
     return known["reference" if backend == "auto" else backend]

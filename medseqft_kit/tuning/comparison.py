@@ -102,31 +102,37 @@ def _run_all(runs: list[Member], out: Path, weights: Path, processes: int, progr
     waiting = [run for run in runs if not _finished(out / "runs" / run.name)]
     if not waiting:
         return
-    with context.Manager() as manager:
-        queue, others = manager.Queue(), set(multiprocessing.active_children())
-        with drain(queue, progress), _pool(min(processes, len(waiting)), context) as pool:
-            jobs = [
-                pool.submit(_run_member, run.config.model_dump(mode="json"), run.name, out, weights, queue)
-                for run in waiting
-            ]
-            done = 0
-            progress("runs", done, len(jobs))
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    done += 1
-                    progress("runs", done, len(jobs))
-            except BaseException:
-                _stop(jobs, others)
-                raise
+    queue, others = context.Queue(), set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(processes, len(waiting)), mp_context=context, initializer=_begin_worker, initargs=(queue,)
+    )
+    with drain(queue, progress), pool:
+        jobs = [pool.submit(_run_member, run.config.model_dump(mode="json"), run.name, out, weights) for run in waiting]
+        progress("runs", 0, len(jobs))
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                job.result()
+                progress("runs", done, len(jobs))
+        except BaseException:
+            _stop(jobs, others)
+            raise
 
 
-def _pool(processes: int, context: Any) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+def _stop(jobs: list[Future[None]], others: set[Any]) -> None:
+    """Cancel what waits, and ask what runs to stop at its next step, checkpoint written; `others` are the caller's."""
+    for job in jobs:
+        job.cancel()
+    for worker in set(multiprocessing.active_children()) - others:
+        worker.terminate()
 
 
-def _end_with_parent() -> None:
+_worker: dict[str, Progress] = {}
+"""In a worker process: where its progress goes. A queue cannot travel with a job, only with the process."""
+
+
+def _begin_worker(queue: Any) -> None:
     """A worker whose parent was killed would wait for ever; files are whole at any time, so it can simply end."""
+    _worker["progress"] = queue_progress(queue)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -137,22 +143,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stop(jobs: list[Future[None]], others: set[Any]) -> None:
-    """Cancel what waits and ask what runs to stop at its next step, checkpoint written; `others` are no workers."""
-    for job in jobs:
-        job.cancel()
-    for worker in set(multiprocessing.active_children()) - others:
-        worker.terminate()
-
-
 def _finished(folder: Path) -> bool:
     return RunFolder(folder).exists and all(stage["done"] for stage in RunFolder.open(folder).stages)
 
 
-def _run_member(config: Mapping[str, Any], name: str, out: Path, weights: Path, queue: Any) -> None:
+def _run_member(config: Mapping[str, Any], name: str, out: Path, weights: Path) -> None:
     """Runs in a process of its own; everything it needs travels as plain values."""
     member = parse_config(config)
-    forward = queue_progress(queue)
+    forward = _worker["progress"]
     Sequence(
         out / "runs" / name,
         load_foundation(weights),
