@@ -22,6 +22,7 @@ def _beside_the_file(path: Path, info: Any) -> Path:  # a ValidationInfo, which 
 
 
 DataPath = Annotated[Path, AfterValidator(_beside_the_file)]
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Structures = dict[str, int | tuple[int, ...]]
 
 
@@ -60,7 +61,7 @@ class Model(Section):
 class TaskSection(Section):
     """One task of the sequence."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names folders and the head")
+    name: str = Field(pattern=TASK_NAME, description="names folders and the head")
     data: DataPath = Field(description="the data set's folder")
     labels: Structures | None = Field(None, description="structure: file values; None: as the data set declares them")
     train_cases: int | None = Field(None, gt=0, description="labelled cases used for training; None: all of them")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised at a safe point after a signal arrived; everything up to that point is saved."""
+class Interrupted(BaseException):
+    """Raised at a safe point after a signal; everything up to there is saved. It is no error, hence no Exception."""
 
 
 _stop = threading.Event()

@@ -100,6 +100,8 @@ def _run_all(runs: list[Member], out: Path, weights: Path, processes: int, progr
     """Run the members in `processes` processes; the first error stops what has not begun and arrives as itself."""
     context = multiprocessing.get_context("spawn")
     waiting = [run for run in runs if not _finished(out / "runs" / run.name)]
+    # The longest first, so that no process ends long after the others.
+    waiting.sort(key=lambda run: len(build_strategy(run.config.strategy).phases), reverse=True)
     if not waiting:
         return
     queue, others = context.Queue(), set(multiprocessing.active_children())

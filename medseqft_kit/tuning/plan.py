@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseqft_kit.config import TaskSection
-from medseqft_kit.errors import DataError
+from medseqft_kit.config import TASK_NAME, TaskSection
+from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.randomness import numpy_generator
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.check import check_task
@@ -31,6 +32,14 @@ class TaskPlan:
     train_cases: int | None = None
     preprocessing: Preprocessing = Preprocessing()
     nsd_tolerance_mm: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(TASK_NAME, self.task.name):
+            raise ConfigError(
+                f"{self.task.name!r} cannot name a task: it names a folder and a head.",
+                expected="letters, digits, - and _",
+                next_step="load_task(folder, name=...)",
+            )
 
     @classmethod
     def from_section(cls, section: TaskSection) -> TaskPlan:

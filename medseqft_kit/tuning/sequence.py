@@ -14,7 +14,7 @@ import torch
 
 from medseqft_kernels import AUTO
 from medseqft_kit.config import Config, changed_settings
-from medseqft_kit.errors import DataError, RunError
+from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.evaluation.cases import read_cases
 from medseqft_kit.evaluation.load import load_predictor
 from medseqft_kit.evaluation.predict import Predictor
@@ -81,12 +81,15 @@ class Sequence:
 
         Raises
         ------
+        ConfigError
+            If there is no task, or two have the same name.
         DataError
             If a file of any task cannot be used; nothing was trained then.
         RunError
             If the folder holds a run of other settings or tasks, or another process works on it.
         """
         plans = [task if isinstance(task, TaskPlan) else TaskPlan(task) for task in tasks]
+        _refuse_same_names(plans)
         with _at_work(self.folder, self.settings):
             if self.folder.exists:
                 self.folder = RunFolder.open(self.folder.path)
@@ -293,6 +296,17 @@ def _refuse_other_settings(folder: RunFolder, settings: Settings) -> None:
             found="; ".join(f"{key[1:]} = {before.get(key)}" for key in differing),
             expected="; ".join(f"{key[1:]} = {now.get(key)}" for key in differing),
             next_step="give another --out, or the settings of that run",
+        )
+
+
+def _refuse_same_names(plans: list[TaskPlan]) -> None:
+    names = [plan.task.name for plan in plans]
+    if not plans or len(set(names)) < len(names):
+        raise ConfigError(
+            "the tasks of a sequence have to be told apart.",
+            found=", ".join(names) or "no task",
+            expected="at least one task, each with a name of its own",
+            next_step="load_task(folder, name=...)",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -120,3 +121,25 @@ def test_a_users_mistake_ends_in_its_message_not_in_a_traceback(arguments: tuple
     assert result.returncode == 1
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_schedulers_sigterm_ends_a_run_at_a_step_and_the_same_command_continues(workspace: Path) -> None:
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    config["budget"]["steps"] = 100_000
+    (workspace / "long.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["run", str(workspace / "long.yaml"), "--out", str(workspace / "long")]
+    manifest = workspace / "long" / "manifest.json"
+    with subprocess.Popen(
+        [sys.executable, "-m", "medseqft_kit", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        end = time.monotonic() + 60
+        while not (workspace / "long" / "stages" / "01_liver" / "buffer.json").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped after step" in shown
+    assert "The same command continues from here" in shown
+    assert manifest.exists()
+    assert (workspace / "long" / "stages" / "01_liver" / "checkpoint_adapt.safetensors").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from medseqft_kit.errors import DataError, RunError
+from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.runs.history import read_rows
 from medseqft_kit.settings import Settings
@@ -208,3 +208,13 @@ def test_the_callers_model_random_state_and_threads_are_left_alone(
     assert list(model.heads) == []
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert (threads, model.training) == (2, True)
+
+
+def test_tasks_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, phantoms: dict[str, Path], plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+) -> None:
+    for tasks in ([], [plans[0], plans[0]]):
+        with pytest.raises(ConfigError, match="told apart"):
+            Sequence(tmp_path / "run", model, settings_for()).fit(tasks)
+    with pytest.raises(ConfigError, match="cannot name a task"):
+        TaskPlan(load_task(phantoms["Phantom01_Liver"], "liver.v2"))
