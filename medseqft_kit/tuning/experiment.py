@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from medseqft_kit.config import Config
 from medseqft_kit.errors import RunError
@@ -47,9 +48,12 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
     weights = folder / "foundation.safetensors"
     with locked(folder), stopping_cleanly(), threads_of(config):
         hidden = _test_patients(config, plans)
-        _refuse_other_pretraining(config, hidden, folder)
+        record, wanted = folder / "settings.json", _pretraining_settings(config, hidden)
+        if record.is_file():
+            _refuse_other_pretraining(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
         if not weights.is_file():
             check_data(plans)
+            write_json(record, wanted)
             assert config.foundation.pretrain is not None
             plan = Pretraining(config.foundation.pretrain, config.model, config, hidden)
             with timed(folder / "timing.jsonl", "pretraining"):
@@ -65,18 +69,17 @@ def _test_patients(config: Config, plans: list[TaskPlan]) -> frozenset[str]:
     return frozenset(patient_of(case, config.split.group) for split in splits.values() for case in split.test)
 
 
-def _refuse_other_pretraining(config: Config, hidden: frozenset[str], folder: Path) -> None:
-    wanted = {
+def _pretraining_settings(config: Config, hidden: frozenset[str]) -> dict[str, Any]:
+    return {
         "pretrain": config.foundation.model_dump(mode="json")["pretrain"],
         "model": config.model.model_dump(mode="json"),
         "seed": config.seed,
         "precision": config.compute.precision,
         "not_seen": sorted(hidden),
     }
-    record = folder / "settings.json"
-    if not record.is_file():
-        write_json(record, wanted)
-    found = json.loads(record.read_text(encoding="utf-8"))
+
+
+def _refuse_other_pretraining(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         raise RunError(

@@ -12,8 +12,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from medseqft_kernels import AUTO
-from medseqft_kit.config import Config, changed_settings
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.evaluation.cases import read_cases
 from medseqft_kit.evaluation.load import load_predictor
@@ -22,18 +20,18 @@ from medseqft_kit.models.foundation import (
     FoundationModel,
     frozen_copy,
     load_foundation,
-    parameter_count,
     save_foundation,
 )
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.progress import Progress, silent
-from medseqft_kit.runs.folder import FORMAT, RunFolder, sha256, versions
+from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.split import Split
 from medseqft_kit.tasks.types import Task
+from medseqft_kit.tuning.manifest import first_manifest, refuse_other_settings
 from medseqft_kit.tuning.plan import (
     TaskPlan,
     check_data,
@@ -93,7 +91,7 @@ class Sequence:
         with _at_work(self.folder, self.settings):
             if self.folder.exists:
                 self.folder = RunFolder.open(self.folder.path)
-                _refuse_other_settings(self.folder, self.settings)
+                refuse_other_settings(self.folder, self.settings)
                 plans = _with_added_tasks(self.folder, plans)
             else:
                 plans = self._create(plans)
@@ -106,7 +104,7 @@ class Sequence:
         plans = [resolved(plan) for plan in plans]
         precision = resolve_precision(self.settings.compute.precision, self.settings.compute.device)
         save_foundation(self.model, self.folder.foundation)
-        self.folder.manifest = _first_manifest(self.folder, self.model, self.settings, precision)
+        self.folder.manifest = first_manifest(self.folder, self.model, self.settings, precision)
         _plan_stages(self.folder, plans, self.settings)
         return plans
 
@@ -170,39 +168,6 @@ class Run:
         from medseqft_kit.report.page import write_report
 
         return write_report(self.path)
-
-
-def _first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings, on: Precision) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "config": settings.model_dump(mode="json"),
-        "changed": changed_settings(settings),
-        "versions": versions(),
-        "seed": settings.seed,
-        "compute": {
-            "device": on.device,
-            "precision": on.name,
-            "threads": settings.compute.threads,
-            "backends": dict(AUTO),
-        },
-        "foundation": {
-            "source": _source(settings),
-            "fingerprint": sha256(folder.foundation),
-            "architecture": model.spec.architecture,
-            "size": model.spec.size,
-            "parameters": parameter_count(model.backbone),
-        },
-        "tasks": {},
-        "stages": [],
-    }
-
-
-def _source(settings: Settings) -> str:
-    if not isinstance(settings, Config):
-        return "given by the caller"
-    if settings.foundation.weights is not None:
-        return str(settings.foundation.weights)
-    return "pre-trained for this run (foundation.pretrain)"
 
 
 def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings) -> None:
@@ -272,31 +237,6 @@ def threads_of(settings: Settings) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds")
-"""Keys of `compute` that no result depends on."""
-
-
-def _refuse_other_settings(folder: RunFolder, settings: Settings) -> None:
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            return {prefix: value}
-        return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}").items()}
-
-    before, now = flat(folder.manifest["config"]), flat(settings.model_dump(mode="json"))
-    differing = [
-        key
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key.removeprefix(".compute.") not in FREE_TO_CHANGE
-    ]
-    if differing:
-        raise RunError(
-            f"{folder.path} holds a run of other settings.",
-            found="; ".join(f"{key[1:]} = {before.get(key)}" for key in differing),
-            expected="; ".join(f"{key[1:]} = {now.get(key)}" for key in differing),
-            next_step="give another --out, or the settings of that run",
-        )
 
 
 def _refuse_same_names(plans: list[TaskPlan]) -> None:

@@ -157,7 +157,7 @@ def _place(batch: Batch, precision: Precision) -> Batch:
 def _refuse(training: Training, terms: Mapping[str, Tensor], batches: Sequence[Batch], step: int) -> None:
     path = training.checkpoint.with_name(f"not_a_number_{training.name}_step_{step}.safetensors")
     write_tensors(path, {f"image_{index}": batch.image for index, batch in enumerate(batches)})
-    bad = ", ".join(f"{name} = {float(value)}" for name, value in terms.items())
+    bad = ", ".join(f"{name} = {float(value.detach())}" for name, value in terms.items())
     raise NumericsError(
         f"the loss of {training.name} is no longer a number at step {step}.",
         found=f"{bad}; cases {', '.join(case for batch in batches for case in batch.cases)}",

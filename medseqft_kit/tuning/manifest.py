@@ -1,0 +1,84 @@
+"""What a run's manifest begins with, and whether a later call means the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from medseqft_kernels import AUTO
+from medseqft_kit.config import Config, changed_settings
+from medseqft_kit.errors import RunError
+from medseqft_kit.models.foundation import FoundationModel, parameter_count
+from medseqft_kit.models.precision import Precision
+from medseqft_kit.runs.folder import FORMAT, RunFolder, sha256, versions
+from medseqft_kit.settings import Settings
+
+FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds")
+"""Keys of `compute` that no result depends on."""
+
+
+def first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings, on: Precision) -> dict[str, Any]:
+    """A manifest without tasks and stages; M_0 is in the folder already.
+
+    It holds the whole configuration and its difference from the defaults, versions, seed, M_0's fingerprint, and what
+    bit-identity rests on: device, precision, threads and the kernel backends that `auto` takes.
+    """
+    return {
+        "format": FORMAT,
+        "config": settings.model_dump(mode="json"),
+        "changed": changed_settings(settings),
+        "versions": versions(),
+        "seed": settings.seed,
+        "compute": {
+            "device": on.device,
+            "precision": on.name,
+            "threads": settings.compute.threads,
+            "backends": dict(AUTO),
+        },
+        "foundation": {
+            "source": _source(settings),
+            "fingerprint": sha256(folder.foundation),
+            "architecture": model.spec.architecture,
+            "size": model.spec.size,
+            "parameters": parameter_count(model.backbone),
+        },
+        "tasks": {},
+        "stages": [],
+    }
+
+
+def _source(settings: Settings) -> str:
+    if not isinstance(settings, Config):
+        return "given by the caller"
+    if settings.foundation.weights is not None:
+        return str(settings.foundation.weights)
+    return "pre-trained for this run (foundation.pretrain)"
+
+
+def refuse_other_settings(folder: RunFolder, settings: Settings) -> None:
+    """Continue a run with the settings it began with, or not at all.
+
+    Raises
+    ------
+    RunError
+        Listing every key that differs, :data:`FREE_TO_CHANGE` excepted.
+    """
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return {prefix: value}
+        return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}").items()}
+
+    before, now = flat(folder.manifest["config"]), flat(settings.model_dump(mode="json"))
+    differing = [
+        key
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key.removeprefix(".compute.") not in FREE_TO_CHANGE
+    ]
+    if differing:
+        raise RunError(
+            f"{folder.path} holds a run of other settings.",
+            found="; ".join(f"{key[1:]} = {before.get(key)}" for key in differing),
+            expected="; ".join(f"{key[1:]} = {now.get(key)}" for key in differing),
+            next_step="give another --out, or the settings of that run",
+        )

@@ -1,0 +1,142 @@
+"""The training loop on a model of one convolution: steps against plain torch, resume, checks, NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseqft_kit.errors import NumericsError
+from medseqft_kit.models.precision import Precision
+from medseqft_kit.runs.interrupt import Interrupted
+from medseqft_kit.settings import Optimizer
+from medseqft_kit.tasks.layouts import load_task
+from medseqft_kit.tuning import trainer
+from medseqft_kit.tuning.trainer import Check, Training, train
+from medseqft_kit.volumes.batches import Batch, BatchSource
+from medseqft_kit.volumes.preprocess import Preprocessing, resolve
+from medseqft_kit.volumes.store import prepare
+
+
+@pytest.fixture(scope="module")
+def source(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BatchSource:
+    task = load_task(phantoms["Phantom01_Liver"])
+    cases = [case.id for case in task.cases[:2]]
+    volumes = prepare(task, resolve(Preprocessing(), task), cases, tmp_path_factory.mktemp("store"))
+    return BatchSource(volumes.entries(), (8, 8, 8), 2, 0, "test")
+
+
+def _model() -> nn.Module:
+    model = nn.Sequential(nn.Conv3d(1, 1, 1), nn.Conv3d(1, 1, 1))
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.fill_(0.5 + 0.1 * index)
+    return model
+
+
+def _training(source: BatchSource, folder: Path, steps: int = 6, **more: Any) -> Training:
+    model = more.pop("model", None) or _model()
+
+    def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        return {"error": (model(batches[0].image) - 1).square().mean()}
+
+    values: dict[str, Any] = {
+        "name": "adapt",
+        "model": model,
+        "losses": losses,
+        "sources": (source,),
+        "steps": steps,
+        "learning_rates": {"": 0.01, "1.": 0.05},
+        "optimizer": Optimizer(weight_decay=0.1, clip=0.5),
+        "precision": Precision("cpu", "fp32"),
+        "checkpoint": folder / "checkpoint.safetensors",
+    }
+    return Training(**{**values, **more})
+
+
+def test_training_is_plain_adamw_with_warm_up_cosine_clipping_and_a_rate_for_the_head(
+    source: BatchSource, tmp_path: Path
+) -> None:
+    training = _training(source, tmp_path, steps=20)
+    rows = train(training)
+    model = _model()
+    optimizer = torch.optim.AdamW([
+        {"params": model[0].parameters(), "lr": 0.01},  # type: ignore[index]
+        {"params": model[1].parameters(), "lr": 0.05},  # type: ignore[index]
+    ], weight_decay=0.1)  # fmt: skip
+    warm_up = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: (s + 1) / 2 if s < 2 else 0.5 * (1 + math.cos(math.pi * (s - 2) / 18))
+    )
+    for step in range(20):
+        loss = (model(source.batch(step).image) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        warm_up.step()
+        assert rows[step]["error"] == pytest.approx(loss.item(), rel=1e-4)
+    assert len(rows) == 20
+    for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stopped_training_continues_to_the_same_bits(
+    source: BatchSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _training(source, tmp_path / "whole")
+    expected = train(whole)
+    monkeypatch.setattr(trainer, "stop_requested", lambda: True)
+    parts = 0
+    for _ in range(5):
+        with pytest.raises(Interrupted, match="of 6 of adapt"):
+            train(_training(source, tmp_path / "parts", workers=parts % 2))
+        parts += 1
+    monkeypatch.setattr(trainer, "stop_requested", lambda: False)
+    last = _training(source, tmp_path / "parts")
+    assert train(last) == expected
+    assert parts == 5
+    for ours, theirs in zip(last.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_checks_come_at_equal_distances_and_may_end_the_training(source: BatchSource, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def check(step: int) -> Check:
+        seen.append(step)
+        return Check({"validation_dice": 0.5}, done=step >= 7)
+
+    rows = train(_training(source, tmp_path, steps=20, check=check, checks=5))
+    assert seen == [3, 7]
+    assert rows[-1] == {"phase": "adapt", "step": 7, "validation_dice": 0.5, "done": True}
+    assert sum("total" in row for row in rows) == 8
+    # Asked again, a training that ended early is not taken up again.
+    assert train(_training(source, tmp_path, steps=20, check=check, checks=5)) == rows
+
+
+def test_a_loss_that_is_no_number_stops_with_step_cases_and_a_saved_batch(source: BatchSource, tmp_path: Path) -> None:
+    training = _training(source, tmp_path)
+
+    def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        return {"error": training.losses(batches, step)["error"] * (math.nan if step == 3 else 1.0)}
+
+    with pytest.raises(NumericsError, match="at step 3") as caught:
+        train(replace(training, losses=losses))
+    assert source.batch(3).cases[0] in str(caught.value)
+    from safetensors.torch import load_file
+
+    saved = load_file(next(tmp_path.glob("not_a_number_*")))
+    assert torch.equal(saved["image_0"], source.batch(3).image)
+
+
+def test_a_torn_checkpoint_starts_over_instead_of_failing(source: BatchSource, tmp_path: Path) -> None:
+    expected = train(_training(source, tmp_path / "whole"))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "checkpoint.safetensors").write_bytes(b"\x00" * 40)
+    assert train(_training(source, tmp_path / "torn")) == expected
