@@ -90,9 +90,16 @@ class FoundationModel(nn.Module):
         return self.logits(self.encode(image), task)
 
     def add_head_(self, task: str, classes: int, seed: int = 0) -> None:
-        """Give the model a fresh head for `task` in place, replacing one of that name."""
+        """Give the model a fresh head for `task` in place, replacing one of that name.
+
+        He's initialisation (arXiv 1502.01852), since the head reads rectified features: PyTorch's own is 2.4 times
+        smaller, and left whole classes at Dice 0 through a short training.
+        """
         with seeded_torch(seed, "head", task):
-            self.heads[task] = nn.Conv3d(self.backbone.width, classes, 1)
+            head = nn.Conv3d(self.backbone.width, classes, 1)
+            nn.init.kaiming_normal_(head.weight, nonlinearity="relu")
+            nn.init.zeros_(head.get_parameter("bias"))
+            self.heads[task] = head
 
 
 def save_foundation(model: FoundationModel, path: Path) -> None:

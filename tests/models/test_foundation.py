@@ -108,3 +108,14 @@ def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     for path, said in ((torn, "cannot be read"), (foreign, "which network"), (tmp_path / "none", "cannot be read")):
         with pytest.raises(ModelError, match=said):
             load_foundation(path)
+
+
+def test_a_fresh_head_has_hes_scale_so_that_no_class_starts_out_of_reach() -> None:
+    model = FoundationModel.build(size="base", patch=(8, 8, 8))
+    model.add_head_("many", 2000, seed=4)
+    weight = model.heads["many"].get_parameter("weight")
+    assert weight.std().item() == pytest.approx((2 / 16) ** 0.5, rel=0.02)
+    assert not model.heads["many"].get_parameter("bias").any()
+    again = FoundationModel.build(size="base", patch=(8, 8, 8), seed=9)
+    again.add_head_("many", 2000, seed=4)
+    assert torch.equal(again.heads["many"].get_parameter("weight"), weight)
