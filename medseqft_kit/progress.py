@@ -5,12 +5,14 @@ Whoever does the work calls ``progress(label, done, total)``; whoever is in fron
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -87,35 +89,39 @@ class _Lines:
                 del self.times[label]
 
 
-def queue_progress(queue: Any) -> Progress:
-    """A progress for a worker process: every call goes over `queue` to whoever runs :func:`drain` on it."""
-    return partial(_forward, queue)
+def pipe_progress(writer: Connection) -> Progress:
+    """A progress for a worker process: every call goes through `writer` to whoever runs :func:`arriving`."""
+    return partial(_send, writer)
 
 
-def _forward(queue: Any, label: str, done: int, total: int, /) -> None:
-    queue.put((label, done, total))
+def _send(writer: Connection, label: str, done: int, total: int, /) -> None:
+    # A pipe takes a message below PIPE_BUF (4096 bytes on Linux, at least 512) whole or not at all, from any number of
+    # processes at once. So no lock is needed, which a killed process could take with it.
+    writer.send((label[:100], done, total))
 
 
 @contextmanager
-def drain(queue: Any, progress: Progress) -> Iterator[None]:
-    """Within the block, hand what workers put on `queue` to `progress`, in a thread; join the workers inside it.
+def arriving(progress: Progress) -> Iterator[Connection]:
+    """Within the block, hand what workers send through the yielded pipe to `progress`; join the workers inside it.
 
-    An error that `progress` raises arrives as itself at the end of the block; the queue is emptied all the same.
+    An error that `progress` raises arrives as itself at the end of the block; the pipe is emptied all the same.
     """
+    reader, writer = multiprocessing.Pipe(duplex=False)
     problems: list[Exception] = []
-    thread = threading.Thread(target=_consume, args=(queue, progress, problems), daemon=True)
+    thread = threading.Thread(target=_receive, args=(reader, progress, problems), daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        queue.put(None)
-        thread.join()
+    with reader, writer:
+        try:
+            yield writer
+        finally:
+            writer.send(None)
+            thread.join()
     if problems:
         raise problems[0]
 
 
-def _consume(queue: Any, progress: Progress, problems: list[Exception]) -> None:
-    while (message := queue.get()) is not None:
+def _receive(reader: Connection, progress: Progress, problems: list[Exception]) -> None:
+    while (message := reader.recv()) is not None:
         try:
             progress(*message)
         except Exception as problem:  # kept for the parent, which raises it

@@ -1,13 +1,12 @@
 import io
 import multiprocessing
-import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
 
-from medseqft_kit.progress import Progress, drain, queue_progress, rich_progress, silent
+from medseqft_kit.progress import Progress, arriving, pipe_progress, rich_progress, silent
 
 
 class Clock:
@@ -105,33 +104,27 @@ def test_many_threads_share_one_bar_for_each_label(monkeypatch: pytest.MonkeyPat
         assert len(progress.bars.tasks) == 7  # type: ignore[attr-defined]
 
 
-def work(messages: object, name: str) -> None:
-    progress = queue_progress(messages)
-    for done in range(4):
-        progress(name, done, 3)
-
-
-def test_every_step_of_two_worker_processes_arrives_in_order() -> None:
-    context = multiprocessing.get_context("fork")
-    messages = context.Queue()
+def test_the_steps_of_worker_processes_arrive() -> None:
+    context = multiprocessing.get_context("spawn")
     seen: list[tuple[str, int, int]] = []
-    with drain(messages, lambda label, done, total: seen.append((label, done, total))):
-        workers = [context.Process(target=work, args=(messages, name)) for name in ("a", "b")]
+    with arriving(lambda label, done, total: seen.append((label, done, total))) as writer:
+        steps = [("a", 1, 3), ("b" * 4000, 2, 3)]
+        workers = [context.Process(target=pipe_progress(writer), args=step) for step in steps]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-    for name in ("a", "b"):
-        assert [step for step in seen if step[0] == name] == [(name, done, 3) for done in range(4)]
-    assert len(seen) == 8
+            assert worker.exitcode == 0
+    assert sorted(seen) == [("a", 1, 3), ("b" * 100, 2, 3)]
 
 
-def test_an_error_of_the_drawing_side_arrives_as_itself_and_the_queue_is_emptied() -> None:
-    messages: queue.Queue[object] = queue.Queue()
+def test_an_error_of_the_drawing_side_arrives_as_itself_and_the_pipe_is_emptied() -> None:
+    calls = []
 
     def broken(label: str, done: int, total: int, /) -> None:
+        calls.append(done)
         raise OSError("the terminal is gone")
 
-    with pytest.raises(OSError, match="the terminal is gone"), drain(messages, broken):
-        work(messages, "a")
-    assert messages.empty()
+    with pytest.raises(OSError, match="the terminal is gone"), arriving(broken) as writer:
+        assert [pipe_progress(writer)("a", done, 3) for done in range(4)] == [None] * 4
+    assert calls == [0, 1, 2, 3]

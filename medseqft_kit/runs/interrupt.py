@@ -13,12 +13,18 @@ class Interrupted(BaseException):
     """Raised at a safe point after a signal; everything up to there is saved. It is no error, hence no Exception."""
 
 
-_stop = threading.Event()
+_signalled = threading.Event()
+_requested = threading.Event()
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked this process to stop."""
-    return _stop.is_set()
+    """Whether a signal, or :func:`request_stop`, asked this process to stop."""
+    return _signalled.is_set() or _requested.is_set()
+
+
+def request_stop() -> None:
+    """Ask this process to stop, for good: the way of a worker whose parent stops."""
+    _requested.set()
 
 
 @contextmanager
@@ -33,7 +39,7 @@ def stopping_cleanly() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, frame: FrameType | None) -> None:
-        _stop.set()
+        _signalled.set()
         for each in before:
             signal.signal(each, signal.SIG_DFL)
 
@@ -42,6 +48,6 @@ def stopping_cleanly() -> Iterator[None]:
             signal.signal(number, request)
         yield
     finally:
-        _stop.clear()
+        _signalled.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

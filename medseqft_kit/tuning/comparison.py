@@ -5,11 +5,7 @@ Runs are independent, so they go side by side in processes of their own; each re
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +18,13 @@ from medseqft_kit.errors import ConfigError
 from medseqft_kit.evaluation.cases import mean_over_tasks, read_cases, summarise
 from medseqft_kit.evaluation.statistics import bootstrap_means, interval
 from medseqft_kit.models.foundation import load_foundation, save_foundation
-from medseqft_kit.progress import Progress, drain, queue_progress, silent
+from medseqft_kit.progress import Progress, silent
 from medseqft_kit.randomness import derived_seed
 from medseqft_kit.runs.atomic import write_text
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import read_rows
 from medseqft_kit.runs.lock import locked
+from medseqft_kit.runs.workers import run_jobs
 from medseqft_kit.tuning.experiment import foundation_model, read_plans
 from medseqft_kit.tuning.sequence import Sequence
 from medseqft_kit.tuning.strategies import build_strategy
@@ -97,67 +94,26 @@ def run_comparison(config: Config, out: Path, progress: Progress = silent) -> pd
 
 
 def _run_all(runs: list[Member], out: Path, weights: Path, processes: int, progress: Progress) -> None:
-    """Run the members in `processes` processes; the first error stops what has not begun and arrives as itself."""
-    context = multiprocessing.get_context("spawn")
     waiting = [run for run in runs if not _finished(out / "runs" / run.name)]
     # The longest first, so that no process ends long after the others.
     waiting.sort(key=lambda run: len(build_strategy(run.config.strategy).phases), reverse=True)
-    if not waiting:
-        return
-    queue, others = context.Queue(), set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(processes, len(waiting)), mp_context=context, initializer=_begin_worker, initargs=(queue,)
-    )
-    with drain(queue, progress), pool:
-        jobs = [pool.submit(_run_member, run.config.model_dump(mode="json"), run.name, out, weights) for run in waiting]
-        progress("runs", 0, len(jobs))
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                job.result()
-                progress("runs", done, len(jobs))
-        except BaseException:
-            _stop(jobs, others)
-            raise
-
-
-def _stop(jobs: list[Future[None]], others: set[Any]) -> None:
-    """Cancel what waits, and ask what runs to stop at its next step, checkpoint written; `others` are the caller's."""
-    for job in jobs:
-        job.cancel()
-    for worker in set(multiprocessing.active_children()) - others:
-        worker.terminate()
-
-
-_worker: dict[str, Progress] = {}
-"""In a worker process: where its progress goes. A queue cannot travel with a job, only with the process."""
-
-
-def _begin_worker(queue: Any) -> None:
-    """A worker whose parent was killed would wait for ever; files are whole at any time, so it can simply end."""
-    _worker["progress"] = queue_progress(queue)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    if waiting:
+        jobs = [(run.config.model_dump(mode="json"), run.name, out, weights) for run in waiting]
+        run_jobs(_run_member, jobs, min(processes, len(jobs)), progress, "runs")
 
 
 def _finished(folder: Path) -> bool:
     return RunFolder(folder).exists and all(stage["done"] for stage in RunFolder.open(folder).stages)
 
 
-def _run_member(config: Mapping[str, Any], name: str, out: Path, weights: Path) -> None:
+def _run_member(config: Mapping[str, Any], name: str, out: Path, weights: Path, progress: Progress) -> None:
     """Runs in a process of its own; everything it needs travels as plain values."""
     member = parse_config(config)
-    forward = _worker["progress"]
     Sequence(
         out / "runs" / name,
         load_foundation(weights),
         member,
-        lambda label, done, total: forward(f"{name}: {label}", done, total),
+        lambda label, done, total: progress(f"{name}: {label}", done, total),
         store=out / "store",
     ).fit(read_plans(member))
 
