@@ -9,10 +9,10 @@ WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-CODE := medseqft_kit kernels tests docs .ci
+CODE := medseqft_kit kernels notebooks tests docs .ci
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit docs clean
+.PHONY: help setup demo test soak bench notebooks lint audit docs clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,15 @@ demo: setup ## the whole method on phantoms; writes demo/ and prints the report'
 test: setup ## all tests, with line coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
 
+soak: setup ## what takes longer: 300 drawn shapes for each operation in Triton's interpreter
+	MEDSEQFT_INTERPRETER_EXAMPLES=300 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
+
+bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
+	$(BIN)/python kernels/benchmarks/run.py $(ARGS)
+
+notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
+	$(BIN)/python notebooks/execute.py
+
 lint: setup ## formatting, lint rules, types, direction of imports
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -47,4 +56,4 @@ docs: setup ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the targets above made, the environment excepted
-	rm -rf build dist site demo .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf build dist site demo notebooks/executed .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

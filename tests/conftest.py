@@ -31,6 +31,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_kernel_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's table of measured backends; the commands that tests start do not either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSEQFT_CACHE", str(tmp_path_factory.mktemp("kernel_table")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """A function from a data set's name to its folder; the test is skipped where that folder is absent."""

@@ -4,18 +4,24 @@ A function and its folder share a name. Imported here, the function is what ``me
 folder's modules are reached by ``from medseqft_kernels.lora_conv3d.reference import ...``.
 """
 
-from medseqft_kernels.lora_conv3d import op as _conv3d
+from medseqft_kernels.contrastive_loss.op import contrastive_loss
+from medseqft_kernels.cosine_topk.op import cosine_topk
+from medseqft_kernels.gather_crops.op import gather_crops
 from medseqft_kernels.lora_conv3d.op import lora_conv3d
-from medseqft_kernels.lora_conv_transpose3d import op as _conv_transpose3d
 from medseqft_kernels.lora_conv_transpose3d.op import lora_conv_transpose3d
-from medseqft_kernels.lora_linear import op as _linear
 from medseqft_kernels.lora_linear.op import lora_linear
+from medseqft_kernels.masked_reconstruction_loss.op import masked_reconstruction_loss
+from medseqft_kernels.modules import LoRAConv3d, replace_peft_layers, restore_peft_layers
 
-__all__ = ["AUTO", "lora_conv3d", "lora_conv_transpose3d", "lora_linear"]
-
-AUTO = {
-    "lora_conv3d": _conv3d.AUTO,
-    "lora_linear": _linear.AUTO,
-    "lora_conv_transpose3d": _conv_transpose3d.AUTO,
-}
-"""Operation to what its `auto` takes: a run writes this into its manifest."""
+__all__ = [
+    "LoRAConv3d",
+    "contrastive_loss",
+    "cosine_topk",
+    "gather_crops",
+    "lora_conv3d",
+    "lora_conv_transpose3d",
+    "lora_linear",
+    "masked_reconstruction_loss",
+    "replace_peft_layers",
+    "restore_peft_layers",
+]

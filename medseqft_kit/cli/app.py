@@ -209,10 +209,15 @@ def report(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    tune: Annotated[bool, typer.Option("--tune", help="Measure the kernel backends of a run ahead of time.")] = False,
+    config: Annotated[Path | None, typer.Option(help="The run to tune for; without it, the default settings.")] = None,
+) -> None:
     """Versions, device, CPU features, and which kernel backend is taken for what."""
-    from medseqft_kit.cli.doctor import diagnose, show
+    from medseqft_kit.cli.doctor import diagnose, show, tune_kernels
 
+    if tune:
+        tune_kernels(config)
     show(diagnose())
 
 

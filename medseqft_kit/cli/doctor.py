@@ -38,6 +38,19 @@ def diagnose() -> list[Row]:
     return [*_versions(), *_hardware(), *_choices(), *_environment(), _browser()]
 
 
+def tune_kernels(config: Path | None) -> None:
+    """Let `auto` measure what a run with this configuration will ask, or one with the defaults."""
+    from medseqft_kit.config import Model, load_config
+    from medseqft_kit.settings import Settings
+    from medseqft_kit.tuning.kernel_table import measure_backends
+
+    if config is None:
+        measure_backends(Model(), Settings())
+    else:
+        settings = load_config(config)
+        measure_backends(settings.model, settings)
+
+
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the findings as a table."""
     from rich.console import Console
@@ -81,13 +94,28 @@ def _gigabytes(size: int) -> str:
 
 
 def _choices() -> list[Row]:
-    from medseqft_kernels import AUTO
     from medseqft_kit.models.precision import resolve_precision
 
     chosen = resolve_precision()
     rows = [Row("device", chosen.device, _device_note(chosen.device))]
     rows.append(Row("precision", chosen.name, _precision_note(chosen.device, chosen.name)))
-    return [*rows, *(Row(name, taken, "kernel backend of `auto`") for name, taken in AUTO.items())]
+    return [*rows, *_kernels(chosen.device)]
+
+
+def _kernels(device: str) -> list[Row]:
+    """The table of measured backends, fastest first in each note."""
+    import torch
+
+    from medseqft_kernels.dispatch import forced, read_table
+
+    if forced() is not None:
+        return [Row("kernels", "reference", "forced by MEDSEQFT_KERNELS")]
+    table = read_table(torch.device(device))
+    rows = []
+    for question, row in table.items():
+        times = sorted(row["seconds"].items(), key=lambda each: each[1])
+        rows.append(Row(question, row["choice"], ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in times)))
+    return rows or [Row("kernels", "nothing measured yet", "`auto` measures each shape once, when it is first used")]
 
 
 def _device_note(device: str) -> str:

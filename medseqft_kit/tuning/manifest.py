@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Mapping
 from typing import Any
 
-from medseqft_kernels import AUTO
 from medseqft_kit.config import Config, changed_settings
 from medseqft_kit.errors import RunError
 from medseqft_kit.models.foundation import FoundationModel, parameter_count
@@ -21,7 +21,7 @@ def first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings
     """A manifest without tasks and stages; M_0 is in the folder already.
 
     It holds the whole configuration and its difference from the defaults, versions, seed, M_0's fingerprint, and what
-    bit-identity rests on: device, precision, threads and the kernel backends that `auto` takes.
+    bit-identity rests on: device, precision, threads, and the kernel backends, see :class:`KernelChoices`.
     """
     return {
         "format": FORMAT,
@@ -33,7 +33,7 @@ def first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings
             "device": on.device,
             "precision": on.name,
             "threads": settings.compute.threads,
-            "backends": dict(AUTO),
+            "backends": {},
         },
         "foundation": {
             "source": _source(settings),
@@ -45,6 +45,21 @@ def first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings
         "tasks": {},
         "stages": [],
     }
+
+
+class KernelChoices(UserDict[str, str]):
+    """What `auto` takes in this run, by shape: written to the manifest before the first step that computes with it.
+
+    Another backend rounds otherwise, so a run that continues, on whatever machine, keeps what it began with.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.data, self._folder = folder.manifest["compute"]["backends"], folder
+
+    def __setitem__(self, question: str, backend: str) -> None:
+        super().__setitem__(question, backend)
+        self._folder.save()
 
 
 def _source(settings: Settings) -> str:

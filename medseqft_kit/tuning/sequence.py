@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from medseqft_kernels.dispatch import pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.evaluation.cases import read_cases
 from medseqft_kit.evaluation.load import load_predictor
@@ -31,7 +32,7 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.split import Split
 from medseqft_kit.tasks.types import Task
-from medseqft_kit.tuning.manifest import first_manifest, refuse_other_settings
+from medseqft_kit.tuning.manifest import KernelChoices, first_manifest, refuse_other_settings
 from medseqft_kit.tuning.plan import (
     TaskPlan,
     check_data,
@@ -192,8 +193,8 @@ def _run_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, st
         return
     for index in range(waiting[0]):
         folder.verify_stage(index)
-    pinned = folder.manifest["compute"]
-    precision = Precision(pinned["device"], pinned["precision"])
+    compute = folder.manifest["compute"]
+    precision = Precision(compute["device"], compute["precision"])
     context = Context(
         run=folder,
         settings=settings,
@@ -203,8 +204,9 @@ def _run_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, st
         tasks={plan.task.name: _prepare(folder, plan, settings, store, progress) for plan in plans},
         progress=progress,
     )
-    for index in waiting:
-        run_stage(context, index)
+    with pinned(KernelChoices(folder)):
+        for index in waiting:
+            run_stage(context, index)
 
 
 def _prepare(folder: RunFolder, plan: TaskPlan, settings: Settings, store: Path, progress: Progress) -> PreparedTask:

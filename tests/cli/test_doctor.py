@@ -1,16 +1,22 @@
 import io
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import monai
 import nibabel
 import peft
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
+from medseqft_kernels import dispatch
 from medseqft_kit.cli import doctor
 from medseqft_kit.models import precision
+from medseqft_kit.models.foundation import FoundationModel
 
 
 @pytest.fixture
@@ -57,10 +63,42 @@ def test_only_our_environment_variables_are_shown(monkeypatch: pytest.MonkeyPatc
     assert "never print this" not in str(rows)
 
 
-def test_every_operation_is_shown_with_the_backend_it_takes() -> None:
-    rows = {row.name: row for row in doctor.diagnose()}
-    assert "merged in fp32" in rows["lora_conv3d"].value
-    assert [rows[name].value for name in ("lora_linear", "lora_conv_transpose3d")] == ["reference"] * 2
+def test_measured_backends_are_shown_with_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEQFT_CACHE", str(tmp_path))
+    assert {row.name: row for row in doctor.diagnose()}["kernels"].value == "nothing measured yet"
+    quick, slow = (lambda: None), (lambda: time.sleep(0.01))
+    dispatch.fastest("lora_conv3d: of some shape", torch.device("cpu"), lambda: {"reference": slow, "merged": quick})
+    row = {row.name: row for row in doctor.diagnose()}["lora_conv3d: of some shape"]
+    assert row.value == "merged"
+    assert re.fullmatch(r"merged [\d.e-]+ ms, reference 1\d\.\d ms", row.note)
+
+
+def test_a_forced_backend_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEQFT_KERNELS", "reference")
+    assert doctor.Row("kernels", "reference", "forced by MEDSEQFT_KERNELS") in doctor.diagnose()
+
+
+def test_tuning_fills_the_table_for_every_adapted_layer_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSEQFT_CACHE", str(tmp_path / "cache"))
+    config = {
+        "foundation": {"pretrain": {"data": ["."]}},
+        "model": {"size": "tiny", "patch": [8, 8, 8]},
+        "strategy": {"lora": {"rank": 2}},
+        "budget": {"batch": 1},
+        "compute": {"precision": "fp32"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    doctor.tune_kernels(tmp_path / "config.yaml")
+    table = dispatch.read_table(torch.device("cpu"))
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8))
+    shapes = {tuple(each.weight.shape) for each in model.backbone.modules() if isinstance(each, torch.nn.Conv3d)}
+    asked = {re.search(r"weight ([\dx]+)", question)[1] for question in table}  # type: ignore[index]
+    assert len(asked) >= 5
+    assert asked == {"x".join(map(str, shape)) for shape in shapes}
+    assert all("rank 2" in question for question in table)
+    assert all(set(row["seconds"]) >= {"reference", "merged-projected"} for row in table.values())
 
 
 def test_the_table_shows_every_row_literally() -> None:

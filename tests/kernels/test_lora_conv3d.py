@@ -1,4 +1,7 @@
 import copy
+import json
+import subprocess
+import sys
 
 import jaxtyping
 import pytest
@@ -10,8 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from medseqft_kernels import lora_conv3d
+from medseqft_kernels.adapter import fitting
+from medseqft_kernels.lora_conv3d.backends import BACKENDS
 from medseqft_kernels.lora_conv3d.cases import CASES, TOLERANCE, Case
+from medseqft_kernels.lora_conv3d.forms import Geometry, forward_concatenated
 from medseqft_kernels.lora_conv3d.reference import merged_weight, reference
+from medseqft_kernels.tolerance import CANCELLING, relative_error
 
 NAMES = ("x", "weight", "bias", "lora_a", "lora_b")
 SCALING = 0.7
@@ -54,15 +61,17 @@ def block_diagonal(weight, lora_a, lora_b, scaling, groups):
 
 
 def outputs_and_gradients(function, inputs, upstream_dtype):
-    """By name; the gradient that comes from above is the same numbers for every precision of the operation."""
+    """By name; the gradient that comes from above is the same numbers for every precision of the operation.
+
+    The weight is frozen, as it is in use: with a gradient of its own, every backend is the reference.
+    """
     inputs = [each.detach().clone().requires_grad_() for each in inputs]
+    inputs[1].requires_grad_(False)
+    wanted = [each for each in inputs if each.requires_grad]
     out = function(*inputs)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(upstream_dtype).to(out.dtype)
-    return {"out": out.detach(), **dict(zip(NAMES, torch.autograd.grad(out, inputs, upstream), strict=True))}
-
-
-def relative(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
+    found = torch.autograd.grad(out, wanted, upstream)
+    return {"out": out.detach(), **dict(zip((name for name in NAMES if name != "weight"), found, strict=True))}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -71,7 +80,7 @@ def test_output_is_the_convolution_with_the_block_diagonal_weight(case):
     dense = block_diagonal(weight, a, b, SCALING, case.groups)
     want = functional.conv3d(x, dense, bias, case.stride, case.padding, case.dilation)
     got = lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings)
-    assert relative(got, want) < TOLERANCE[torch.float64]
+    assert relative_error(got, want) < TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -82,11 +91,20 @@ def test_merged_weight_gives_the_same_output(case):
         got = functional.conv3d(x, merged, bias, case.stride, case.padding, case.dilation, case.groups)
         want = lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings)
         assert merged.dtype == dtype
-        assert relative(got, want) < TOLERANCE[dtype]
+        assert relative_error(got, want) < TOLERANCE[dtype]
 
 
-FITS = [("auto", torch.float32), ("auto", torch.float16), ("auto", torch.bfloat16)]
-FITS += [("reference", torch.float32), ("merged", torch.float32), ("merged", torch.float64)]
+WIDE, NARROW = (torch.float64, torch.float32), (torch.float16, torch.bfloat16)
+FORMS = [name for name in BACKENDS if name != "triton"]
+FITS = [("auto", dtype) for dtype in (*WIDE, *NARROW)] + [("reference", torch.float32)]
+FITS += [(name, dtype) for name in FORMS for dtype in (WIDE if BACKENDS[name].merges else WIDE + NARROW)]
+
+
+def test_every_form_is_tested_in_every_dtype_in_which_it_is_exact():
+    assert len(FORMS) == 5
+    assert len(FITS) == 5 + 3 * 2 + 2 * 4
+    for name, dtype in FITS:
+        assert name == "auto" or name in fitting(BACKENDS, dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), FITS, ids=str)
@@ -97,8 +115,8 @@ def test_output_and_gradients_match_float64(case, backend, dtype):
     got = outputs_and_gradients(lambda *t: lora_conv3d(*t, SCALING, **case.settings, backend=backend), inputs, dtype)
     want = outputs_and_gradients(lambda *t: reference(*t, SCALING, **case.settings), exact, dtype)
     assert {each.dtype for each in got.values()} == {dtype}
-    wrong = {name: relative(got[name], want[name]) for name in got}
-    assert len(wrong) == 6
+    wrong = {name: relative_error(got[name], want[name]) for name in got}
+    assert len(wrong) == 5
     assert {name: value for name, value in wrong.items() if not value < TOLERANCE[dtype]} == {}
 
 
@@ -110,7 +128,19 @@ GRADCHECKED = (
 
 @pytest.mark.parametrize("case", GRADCHECKED, ids=str)
 def test_gradients_are_the_finite_differences(case):
-    assert torch.autograd.gradcheck(lambda *t: lora_conv3d(*t, SCALING, **case.settings), tensors(case))
+    checked = [
+        torch.autograd.gradcheck(
+            lambda *t, name=name: lora_conv3d(*t, SCALING, **case.settings, backend=name), _frozen(tensors(case))
+        )
+        for name in FORMS
+    ]
+    assert checked == [True] * 5
+
+
+def _frozen(inputs):
+    """The weight wants no gradient, so that the operation's own formulas are taken."""
+    inputs[1].requires_grad_(False)
+    return inputs
 
 
 @pytest.mark.parametrize(
@@ -136,9 +166,9 @@ def test_output_and_gradients_match_peft(settings):
     got = lora_conv3d(
         x, frozen.weight, frozen.bias, a, b, 3 / 4, stride=frozen.stride, padding=frozen.padding, groups=frozen.groups
     )
-    assert relative(got, want) < TOLERANCE[torch.float64]
+    assert relative_error(got, want) < TOLERANCE[torch.float64]
     ours, theirs = (torch.autograd.grad(out.square().sum(), (x, a, b)) for out in (got, want))
-    compared = [relative(one, other) for one, other in zip(ours, theirs, strict=True)]
+    compared = [relative_error(one, other) for one, other in zip(ours, theirs, strict=True)]
     assert len(compared) == 3
     assert max(compared) < TOLERANCE[torch.float64]
 
@@ -148,7 +178,7 @@ def test_dense_a_on_a_grouped_convolution_runs_and_is_refused_at_merge():
     x, weight, bias, a, b = (each.detach() for each in tensors(case, dense=True))
     dense = block_diagonal(weight, a, b, SCALING, case.groups)
     want = functional.conv3d(x, dense, bias, case.stride, case.padding, case.dilation)
-    assert relative(lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings), want) < TOLERANCE[torch.float64]
+    assert relative_error(lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings), want) < TOLERANCE[torch.float64]
     with pytest.raises(ValueError, match=r"lora_a: found \(4, 4, 3, 3, 3\).*no grouped weight equals it"):
         merged_weight(weight, a, b, SCALING, case.groups)
 
@@ -165,7 +195,7 @@ def test_channels_last_input_gives_channels_last_output():
     x, weight, bias, a, b = tensors(CASES[0], torch.float32)
     got = lora_conv3d(x.to(memory_format=torch.channels_last_3d), weight, bias, a, b, SCALING, padding=1)
     assert got.is_contiguous(memory_format=torch.channels_last_3d)
-    assert relative(got, lora_conv3d(x, weight, bias, a, b, SCALING, padding=1)) < TOLERANCE[torch.float32]
+    assert relative_error(got, lora_conv3d(x, weight, bias, a, b, SCALING, padding=1)) < TOLERANCE[torch.float32]
 
 
 def test_autocast_computes_in_bf16_with_fp32_parameters():
@@ -173,7 +203,7 @@ def test_autocast_computes_in_bf16_with_fp32_parameters():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = lora_conv3d(x, weight, bias, a, b, SCALING, padding=1)
     assert got.dtype == torch.bfloat16
-    assert relative(got, lora_conv3d(x, weight, bias, a, b, SCALING, padding=1)) < TOLERANCE[torch.bfloat16]
+    assert relative_error(got, lora_conv3d(x, weight, bias, a, b, SCALING, padding=1)) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize(
@@ -202,33 +232,172 @@ def test_wrong_dtype_and_unknown_backend_are_refused():
     x, weight, bias, a, b = tensors(CASES[0])
     with pytest.raises(ValueError, match=r"lora_b: found torch.float32, expected torch.float64, as x is"):
         lora_conv3d(x, weight, bias, a, b.float(), SCALING, padding=1)
-    with pytest.raises(ValueError, match=r"backend: found 'cudnn', expected one of \['auto', 'reference', 'merged'\]"):
+    with pytest.raises(
+        ValueError, match=r"backend: found 'cudnn', expected one of \['auto', 'reference', 'merged-projected'"
+    ):
         lora_conv3d(x, weight, bias, a, b, SCALING, padding=1, backend="cudnn")
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    groups=st.integers(1, 3),
-    sides=st.tuples(*[st.integers(3, 6)] * 3),
-    kernel=st.tuples(*[st.integers(1, 3)] * 3),
-    stride=st.tuples(*[st.integers(1, 3)] * 3),
-    padding=st.tuples(*[st.integers(0, 2)] * 3),
-    widths=st.tuples(*[st.integers(1, 3)] * 3),
-)
-def test_any_shape_equals_its_block_diagonal_convolution(groups, sides, kernel, stride, padding, widths):
-    inputs, outputs, rank = (width * groups for width in widths)
-    case = Case("drawn", inputs, outputs, sides, kernel, stride, padding, groups=groups, rank=rank, batch=1)
-    x, weight, bias, a, b = (each.detach() for each in tensors(case))
-    want = functional.conv3d(x, block_diagonal(weight, a, b, SCALING, groups), bias, stride, padding)
-    assert relative(lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings), want) < TOLERANCE[torch.float64]
-    merged = merged_weight(weight, a, b, SCALING, groups)
-    assert relative(functional.conv3d(x, merged, bias, stride, padding, 1, groups), want) < TOLERANCE[torch.float64]
+@st.composite
+def drawn_cases(draw, groups=1):
+    size = draw(st.tuples(*[st.integers(1, 6)] * 3))
+    kernel = draw(st.tuples(*[st.integers(1, 4)] * 3))
+    stride = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    padding = draw(st.tuples(*[st.integers(0, 3)] * 3))
+    dilation = draw(st.integers(1, 3))
+    widths = [width * groups for width in draw(st.tuples(*[st.integers(1, 3)] * 3))]
+    reach = [dilation * (k - 1) + 1 - 2 * p for k, p in zip(kernel, padding, strict=True)]
+    size = tuple(max(n, least) for n, least in zip(size, reach, strict=True))
+    batch = draw(st.integers(1, 2))
+    return Case("drawn", *widths[:2], size, kernel, stride, padding, dilation, groups, widths[2], batch)
 
 
-def test_the_merged_backend_is_refused_where_it_would_round_the_adapter_away():
+@pytest.mark.parametrize("name", FORMS)
+def test_any_shape_gives_the_references_output_and_gradients(name):
+    ran = []
+
+    @settings(max_examples=300)
+    @given(case=drawn_cases())
+    def check(case):
+        inputs = tensors(case)
+        got = outputs_and_gradients(lambda *t: lora_conv3d(*t, SCALING, **case.settings, backend=name), inputs, WIDE[0])
+        want = outputs_and_gradients(lambda *t: reference(*t, SCALING, **case.settings), inputs, WIDE[0])
+        for key in want:
+            assert relative_error(got[key], want[key]) < CANCELLING, key
+        ran.append(case)
+
+    check()
+    assert len(ran) >= 300
+
+
+def test_any_grouped_shape_equals_its_block_diagonal_convolution():
+    ran = []
+
+    @settings(max_examples=60)
+    @given(case=st.integers(1, 3).flatmap(lambda groups: drawn_cases(groups)))
+    def check(case):
+        x, weight, bias, a, b = (each.detach() for each in tensors(case))
+        dense = block_diagonal(weight, a, b, SCALING, case.groups)
+        want = functional.conv3d(x, dense, bias, case.stride, case.padding, case.dilation)
+        got = lora_conv3d(x, weight, bias, a, b, SCALING, **case.settings)
+        assert relative_error(got, want) < TOLERANCE[torch.float64]
+        merged = merged_weight(weight, a, b, SCALING, case.groups)
+        assert relative_error(functional.conv3d(x, merged, bias, **case.settings), want) < TOLERANCE[torch.float64]
+        ran.append(case)
+
+    check()
+    assert len(ran) >= 60
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if BACKENDS[name].merges])
+def test_a_merging_form_is_refused_where_it_would_round_the_adapter_away(name):
+    x, weight, bias, a, b = _frozen(tensors(CASES[0], torch.float32))
+    narrow = [each.detach().bfloat16() for each in (x, weight, bias, a, b)]
+    with pytest.raises(ValueError, match=rf"backend: found '{name}', expected for bfloat16 on cpu one of"):
+        lora_conv3d(*narrow, SCALING, padding=1, backend=name)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="bfloat16"):
+        lora_conv3d(x, weight, bias, a, b, SCALING, padding=1, backend=name)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_the_adapters_own_part_survives_where_it_is_a_thousandth_of_the_weight(dtype):
+    case = Case("small adapter", 16, 16, (6, 6, 6))
+    x, weight, _, a, b = (each.detach().to(dtype) for each in tensors(case))
+    delta = merged_weight(torch.zeros_like(weight).double(), a.double(), b.double(), 1.0)
+    scaling = float(1e-3 * weight.double().norm() / delta.norm())
+    walk = Geometry((1, 1, 1), (1, 1, 1), (1, 1, 1))
+    got, frozen = (
+        forward_concatenated(x, weight, None, a, b, s, walk, out_dtype=torch.float32)[0] for s in (scaling, 0.0)
+    )
+    want = scaling * functional.conv3d(x.double(), delta, padding=1)
+    assert relative_error(got - frozen, want) < 0.02
+    merged = (weight.float() + scaling * delta.float()).to(dtype)  # what must not be done: the test sees it
+    rounded = functional.conv3d(x, merged, padding=1).float() - functional.conv3d(x, weight, padding=1).float()
+    assert relative_error(rounded, want) > 0.1
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_nothing_is_kept_beyond_a_frozen_convolutions_tensors_and_r_channels(name):
     x, weight, bias, a, b = tensors(CASES[0], torch.float32)
-    narrow = [each.bfloat16() for each in (x, weight, bias, a, b)]
-    with pytest.raises(ValueError, match=r"backend: found 'merged', expected fp32 or fp64"):
-        lora_conv3d(*narrow, SCALING, padding=1, backend="merged")
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="without autocast"):
-        lora_conv3d(x, weight, bias, a, b, SCALING, padding=1, backend="merged")
+    weight.requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = lora_conv3d(x, weight, bias, a, b, SCALING, padding=1, backend=name)
+    given_in = {each.data_ptr() for each in (x, weight, bias, a, b)}
+    extra = sum(each.numel() for each in kept if each.data_ptr() not in given_in)
+    assert len(kept) >= 4
+    assert extra <= y.numel() // y.shape[1] * a.shape[0]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_opcheck_accepts_the_custom_op(name, layout):
+    x, weight, bias, a, b = _frozen(tensors(CASES[1], torch.float32))
+    x = x.detach().to(memory_format=layout).requires_grad_()
+    arguments = (x, weight, bias, a, b, SCALING, [2] * 3, [1] * 3, [1] * 3, name)
+    assert set(torch.library.opcheck(torch.ops.medseqft.lora_conv3d.default, arguments).values()) == {"SUCCESS"}
+    y, u = torch.ops.medseqft.lora_conv3d(*arguments)
+    plain = [each.detach() for each in (torch.ones_like(y), x, weight, a, b, u)]
+    backward = (*plain, SCALING, [2] * 3, [1] * 3, [1] * 3, name, True, True)
+    checked = torch.library.opcheck(torch.ops.medseqft.lora_conv3d_backward.default, backward)
+    assert set(checked.values()) == {"SUCCESS"}
+
+
+COMPILED = """
+import json, os, sys, torch
+from pathlib import Path
+from medseqft_kernels import lora_conv3d
+from medseqft_kernels.adapter import fitting
+draw = torch.Generator().manual_seed(0)
+shapes = (2, 5, 5, 6, 7), (7, 5, 3, 3, 3), (7,), (4, 5, 3, 3, 3), (7, 4)
+x, weight, bias, a, b = (torch.randn(shape, generator=draw) for shape in shapes)
+another = torch.randn((3, 5, 4, 5, 6), generator=draw).requires_grad_()  # the compiler goes over to symbols for it
+x, *adapter = [each.requires_grad_() for each in (x, bias, a, b)]
+errors = {}
+for name in sys.argv[2:]:
+    def call(x):
+        return torch.sin(lora_conv3d(x, weight, bias, a, b, 0.7, stride=2, padding=1, backend=name)).sum()
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend=sys.argv[1])
+    for volumes in (x, another):
+        got, want = (torch.autograd.grad(each(volumes), [volumes, *adapter]) for each in (compiled, call))
+        found = [float((one - other).norm() / other.norm()) for one, other in zip(got, want, strict=True)]
+        errors[name] = max(errors.get(name, 0.0), *found)
+(table,) = Path(os.environ["MEDSEQFT_CACHE"]).glob("*.json")
+print(json.dumps([errors, list(json.loads(table.read_text()))]))
+"""
+
+
+@pytest.mark.parametrize(("compiler", "names"), [("aot_eager", ["auto", *FORMS]), ("inductor", ["auto"])], ids=str)
+def test_a_compiled_call_is_one_graph_and_gives_the_same(compiler, names):
+    """In a process of its own, where no run-time check of annotations stands in the compiler's way."""
+    command = [sys.executable, "-c", COMPILED, compiler, *names]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    errors, asked = json.loads(run.stdout)
+    assert list(errors) == names
+    assert [question[:28] for question in asked] == ["lora_conv3d: x 2x5x5x6x7, we", "lora_conv3d: x 3x5x4x5x6, we"]
+    assert all("stride 2x2x2, padding 1x1x1, dilation 1x1x1" in question for question in asked)
+    assert max(errors.values()) < TOLERANCE[torch.float32]
+
+
+def test_gradients_are_computed_only_where_they_are_asked_for(monkeypatch):
+    x, weight, bias, a, b = tensors(CASES[0], torch.float32)
+    asked = []
+    real = BACKENDS["merged-projected"]
+    spy = real._replace(backward=lambda *arguments: asked.append(arguments[-2:]) or real.backward(*arguments))
+    monkeypatch.setitem(BACKENDS, "merged-projected", spy)
+    for wanted in ((x,), (a, b), (x, a, b), (bias,)):
+        for each in (x, weight, bias, a, b):
+            each.requires_grad_(any(each is one for one in wanted))
+        y = lora_conv3d(x, weight, bias, a, b, SCALING, padding=1, backend="merged-projected")
+        torch.autograd.grad(y.sum(), wanted)
+    assert asked == [(True, False), (False, True), (True, True)]
+
+
+def test_inputs_are_left_as_they_were():
+    inputs = tensors(CASES[0], torch.float32)
+    before = [each.detach().clone() for each in inputs]
+    for name in FORMS:
+        outputs_and_gradients(lambda *t, name=name: lora_conv3d(*t, SCALING, padding=1, backend=name), inputs, WIDE[1])
+    assert [torch.equal(one, other) for one, other in zip(inputs, before, strict=True)] == [True] * 5

@@ -11,11 +11,14 @@ import pytest
 import torch
 from peft import PeftModel
 
+from medseqft_kernels.dispatch import fastest, pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
+from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import read_rows
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.layouts import load_task
+from medseqft_kit.tuning.manifest import KernelChoices
 from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sequence import Run, Sequence
 
@@ -50,6 +53,21 @@ def test_a_run_leaves_every_file_of_the_contract(finished: Path) -> None:
     entry = manifest["tasks"]["liver"]
     assert len(entry["train_cases"]) == 2
     assert not set(entry["train_cases"]) & set(entry["split"]["test"])
+
+
+def test_the_manifest_holds_the_kernel_backend_of_every_adapted_shape(finished: Path) -> None:
+    backends = json.loads((finished / "manifest.json").read_text())["compute"]["backends"]
+    assert len(backends) >= 5
+    assert all(question.startswith("lora_conv3d: x ") for question in backends)
+
+
+def test_a_run_that_continues_keeps_the_backends_it_began_with(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {"compute": {"backends": {"known": "as it began"}}})
+    with pinned(KernelChoices(folder)):
+        assert fastest("known", torch.device("cpu"), dict) == "as it began"
+        assert fastest("new", torch.device("cpu"), lambda: {"reference": lambda: None}) == "reference"
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written["compute"]["backends"] == {"known": "as it began", "new": "reference"}
 
 
 def test_both_predictors_are_reported_and_old_tasks_before_and_after(finished: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Size3 = int | tuple[int, ...]
+from medseqft_kernels.checks import Size3
 
 
 def reference(

@@ -1,0 +1,76 @@
+"""What the operations with a low-rank adapter share: what a backend is, where it fits, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medseqft_kernels.dispatch import REFERENCE
+from medseqft_kernels.triton_support import runs_triton
+
+TRITON = "triton"
+MOST_TRITON_RANK = 64
+"""Above it, thin tiles no longer fit beside the wide ones."""
+SUMMED_AT_ONCE = 4096
+"""Voxels in one fp32 sum."""
+
+
+class Gradients(NamedTuple):
+    """Of x, A and B; None where it was not asked for."""
+
+    x: Tensor | None
+    lora_a: Tensor | None
+    lora_b: Tensor | None
+
+
+class Backend(NamedTuple):
+    """A forward and a backward pass, with the signatures of the operation's `forms.py`."""
+
+    forward: Callable[..., tuple[Tensor, Tensor | None]]
+    """Returns y and, if it has it to keep, u: what A makes of x, r channels."""
+    backward: Callable[..., Gradients]
+    keeps_u: bool
+    merges: bool
+    """Whether W + s·B·A is formed, which is exact in fp32 and fp64 alone."""
+
+
+def fitting(backends: Mapping[str, Backend], dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    """The backends that are exact in `dtype` and run on `device`, the reference first."""
+
+    def fits(name: str) -> bool:
+        if name == TRITON:
+            return runs_triton(device) and dtype != torch.float64
+        return not backends[name].merges or dtype in (torch.float32, torch.float64)
+
+    return (REFERENCE, *filter(fits, backends))
+
+
+def measured(names: tuple[str, ...], device: torch.device, rank: int) -> tuple[str, ...]:
+    """Those that `auto` measures: Triton's interpreter is for tests alone."""
+    with_triton = device.type == "cuda" and rank <= MOST_TRITON_RANK
+    return tuple(name for name in names if name != TRITON or with_triton)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least fp32: what is added to a frozen output must not be rounded before the sum."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def channel_products(g: Tensor, u: Tensor) -> Tensor:
+    """Σ_v g[o, v]·u[ρ, v] over samples and voxels: (Cout, r), summed in blocks.
+
+    One sum over a million voxels in fp32 is wrong in the fifth digit; a sum of sums is not.
+    """
+    rows = [each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (g, u)]
+    whole = len(rows[0]) // SUMMED_AT_ONCE * SUMMED_AT_ONCE
+    blocks = [each[:whole].view(-1, SUMMED_AT_ONCE, each.shape[1]) for each in rows]
+    total = wide(torch.bmm(blocks[0].transpose(1, 2), blocks[1])).sum(0)
+    return total + wide(rows[0][whole:].t() @ rows[1][whole:])
+
+
+def scaled(scaling: float, matrix: Tensor) -> Tensor:
+    """s·matrix in its own dtype, rounded once."""
+    return (scaling * wide(matrix)).to(matrix.dtype)

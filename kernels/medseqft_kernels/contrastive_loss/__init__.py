@@ -1,0 +1,1 @@
+"""Per-sample contrastive loss (NT-Xent) of two views."""

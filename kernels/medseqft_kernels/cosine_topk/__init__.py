@@ -1,0 +1,1 @@
+"""The most similar keys of each query, by cosine."""

@@ -1,0 +1,1 @@
+"""Crops cut out of volumes that are resident on the device."""

@@ -1,0 +1,1 @@
+"""Reconstruction error of the masked voxels, one number per sample."""
