@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from harness import Provider, Row, Work
@@ -44,7 +44,8 @@ class Drawn(NamedTuple):
     """What is cut in one row."""
 
     volumes: list[Tensor]
-    index: Tensor
+    volume: Tensor
+    """The number of each crop's volume."""
     corner: Tensor
     side: int
     flip: Tensor
@@ -89,8 +90,8 @@ def drawn(shape: Shape, stored: torch.dtype, device: torch.device) -> Drawn:
 
 def ours(what: Drawn, controls: bool, backend: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The operation."""
-    cuts = (what.volumes, what.index, what.corner, (what.side,) * 3)
-    rest = {"window": WINDOW, "flip": what.flip, "mask": what.mask, "controls": controls}
+    cuts = (what.volumes, what.volume, what.corner, (what.side,) * 3)
+    rest: dict[str, Any] = {"window": WINDOW, "flip": what.flip, "mask": what.mask, "controls": controls}
     found = gather_crops(*cuts, **rest, dtype=dtype, backend=backend)
     return {name: each for name, each in found._asdict().items() if each is not None}
 
@@ -110,7 +111,7 @@ def _by_hand(cut: Callable[[Drawn], Tensor], what: Drawn, controls: bool) -> dic
 def by_slices(what: Drawn) -> Tensor:
     """Slices; windowed all at once."""
     (low, high), crops = WINDOW, []
-    for which, start, turn in zip(what.index.tolist(), what.corner.tolist(), what.flip.tolist(), strict=True):
+    for which, start, turn in zip(what.volume.tolist(), what.corner.tolist(), what.flip.tolist(), strict=True):
         crop = what.volumes[which][(slice(None), *(slice(at, at + what.side) for at in start))]
         crops.append(crop.flip([axis + 1 for axis in range(3) if turn[axis]]))
     return torch.stack(crops).float().clamp_(low, high).sub_(low).div_(high - low)
@@ -119,7 +120,7 @@ def by_slices(what: Drawn) -> Tensor:
 def by_monai(what: Drawn) -> Tensor:
     """The transforms of a MONAI pipeline, for one crop after the other."""
     crops = []
-    for which, start, turn in zip(what.index.tolist(), what.corner.tolist(), what.flip.tolist(), strict=True):
+    for which, start, turn in zip(what.volume.tolist(), what.corner.tolist(), what.flip.tolist(), strict=True):
         cut = SpatialCrop(roi_start=start, roi_end=[at + what.side for at in start])
         axes = [axis for axis in range(3) if turn[axis]]
         flips = [Flip(axes)] if axes else []

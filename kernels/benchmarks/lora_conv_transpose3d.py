@@ -6,7 +6,7 @@ as one would write it, and under `torch.compile`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -45,7 +45,8 @@ def rows(
 def work(layer: Layer, rank: int, dtype: torch.dtype, form: str, device: torch.device, compiled: bool) -> Work:
     """Tensors and providers of one row; all providers share the tensors."""
     walk: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
-    plain, formula = partial(functional.conv_transpose3d, **walk), partial(reference, **walk)
+    plain = partial(functional.conv_transpose3d, **walk)
+    formula: Callable[..., Tensor] = partial(reference, **walk)
     ends = (layer.inputs, layer.outputs)
     shapes = [
         (1, ends[0], *layer.size),

@@ -435,18 +435,21 @@ TINY = {
 @pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"lora_conv3d"}))  # which has a test of its own
 def test_all_providers_of_an_operation_agree_and_are_related_to_floor_and_rival(bench, monkeypatch, operation):
     module, (shapes, expected) = getattr(bench, operation), TINY[operation]
-    monkeypatch.setattr(module, "dtypes", lambda device: [torch.float32], raising=False)
+    if hasattr(module, "dtypes"):
+        monkeypatch.setattr(module, "dtypes", lambda device: [torch.float32, torch.bfloat16])
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     if isinstance(shapes, dict):
         shapes = {name: bench.shapes.Layer(*layer) for name, layer in shapes.items()}
     rows = list(module.rows(CPU, shapes=shapes, compiled=False))
-    assert len(rows) == len(shapes)
+    assert len(rows) == len(shapes) * (2 if hasattr(module, "dtypes") else 1)  # crops have the dtype of what is stored
     for each in rows:
         results = bench.harness.run_row(each, bench.harness.wall, bench.harness.Limits((1, 1)), CPU)
         timed = {result.provider: result for result in results if result.status != "does not apply"}
         assert set(statuses(timed.values()).values()) == {"ok"}, timed
-        assert timed.keys() == expected | {"auto"}
-        assert {result.provider for result in results} - timed.keys() <= {"triton"}
+        absent = {result.provider for result in results} - timed.keys()
+        rounds_too_often = {name for name in expected if name.startswith("merged") and each.dtype == "bfloat16"}
+        assert absent - {"triton"} == rounds_too_often
+        assert timed.keys() == expected - absent | {"auto"}
         (found,) = bench.harness.summary([each], results)
         assert found["providers"].keys() == timed.keys()
         for name, relations in found["providers"].items():
@@ -464,7 +467,8 @@ SPOILT = {
 @pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"lora_conv3d"}))
 def test_a_backend_that_is_off_by_a_thousandth_turns_a_row_red(bench, monkeypatch, operation):
     module, (shapes, _) = getattr(bench, operation), TINY[operation]
-    monkeypatch.setattr(module, "dtypes", lambda device: [torch.float32], raising=False)
+    if hasattr(module, "dtypes"):
+        monkeypatch.setattr(module, "dtypes", lambda device: [torch.float32])
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     if isinstance(shapes, dict):
         shapes = {name: bench.shapes.Layer(*layer) for name, layer in shapes.items()}
@@ -494,7 +498,7 @@ def test_a_choice_is_compared_by_how_good_it_is(bench):
 
 def test_control_variates_written_by_hand_are_those_of_the_operation(bench):
     what = bench.gather_crops.drawn((3, 16, 2, 20), torch.float32, CPU)
-    found = medseqft_kernels.gather_crops(what.volumes, what.index, what.corner, (16, 16, 16), mask=what.mask)
+    found = medseqft_kernels.gather_crops(what.volumes, what.volume, what.corner, (16, 16, 16), mask=what.mask)
     by_hand = bench.gather_crops.control_variates(found.target, what.mask)
     for name, want in (("gradient_energy", found.gradient_energy), ("local_variance", found.local_variance)):
         assert relative_error(by_hand[name], want) < 1e-5, name

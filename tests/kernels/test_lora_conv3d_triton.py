@@ -110,14 +110,22 @@ def test_the_large_tiles_of_full_volumes_match_float64(kernels, device, monkeypa
     assert_right(run(kernels, case, *inputs), expected(case, *inputs), torch.bfloat16)
 
 
-def test_sums_over_several_programs_match_float64(kernels, device, monkeypatch, poisoned_empty):
-    monkeypatch.setattr(kernels, "FULL", 3)
-    shares = []
-    monkeypatch.setattr(kernels, "_chunks", lambda *work, of=kernels._chunks: shares.append(of(*work)) or shares[-1])
-    case = Case("775 voxels out", 2, 3, (5, 5, 32), (1, 1, 2), padding=0, batch=1)
+SHARED = [
+    # of 13 blocks of 64 voxels, and of 25 lines in 2 blocks of 16 each
+    (Case("lines of whole blocks", 2, 3, (5, 5, 32), (1, 1, 2), padding=0, batch=1), 3, [(3, 5), (3, 17)]),
+    # even voxels have lines of 17, odd ones of 16: 6 blocks of 64 voxels out, and 24 lines in 2 blocks each
+    (Case("classes of unequal lines", 2, 3, (4, 6, 33), (1, 1, 2), (1, 1, 2), 0, batch=1), 6, [(2, 4), (3, 16)]),
+]
+
+
+@pytest.mark.parametrize(("case", "most", "shares"), SHARED, ids=[str(case) for case, *_ in SHARED])
+def test_sums_over_several_programs_match_float64(kernels, device, monkeypatch, poisoned_empty, case, most, shares):
+    monkeypatch.setattr(kernels, "FULL", most)
+    seen = []
+    monkeypatch.setattr(kernels, "_chunks", lambda *work, of=kernels._chunks: seen.append(of(*work)) or seen[-1])
     inputs = tensors(case, torch.float32, device)
     assert_right(run(kernels, case, *inputs), expected(case, *inputs), torch.float32)
-    assert shares == [(3, 5), (3, 17)]  # of 13 blocks of 64 voxels, and of 25 lines in 2 blocks of 16 each
+    assert seen == shares
 
 
 def test_drawn_shapes_match_float64(kernels, device):

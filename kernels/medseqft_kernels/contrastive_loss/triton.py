@@ -13,6 +13,7 @@ from torch import Tensor
 from medseqft_kernels.triton_support import Shipped, blocks, interpreted
 
 BLOCK = 64
+WARPS = 8
 """Rows and columns of a tile of similarities."""
 
 PROGRAMS = 256
@@ -132,7 +133,7 @@ def rows(both: Tensor, own: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
     grid = (blocks(count, BLOCK), shares)
     log_sum_exp[grid](
         both.contiguous(), own, found[0], found[1], count, width, tiles, sharpness,
-        BLOCK, BLOCK, _width(both.dtype), _widens(both.dtype),
+        BLOCK, BLOCK, _width(both.dtype), _widens(both.dtype), num_warps=WARPS,
     )  # fmt: skip
     return found[0].logsumexp(dim=0), found[1].sum(dim=0)
 
@@ -148,7 +149,7 @@ def pull(both: Tensor, own: Tensor, spread: Tensor, weight: Tensor, toward: Tens
     grid = (blocks(count, BLOCK), shares, blocks(width, out))
     pull_to_others[grid](
         both.contiguous(), own, spread, weight * lift, toward * lift, pulled, count, width, tiles, sharpness,
-        BLOCK, BLOCK, _width(both.dtype), out, _widens(both.dtype),
+        BLOCK, BLOCK, _width(both.dtype), out, _widens(both.dtype), num_warps=_pull_warps(both.dtype),
     )  # fmt: skip
     return pulled.sum(dim=0) * (sharpness / lift)
 
@@ -156,6 +157,11 @@ def pull(both: Tensor, own: Tensor, spread: Tensor, weight: Tensor, toward: Tens
 def _width(dtype: torch.dtype) -> int:
     """Part of the width that one product takes; float32 runs without matrix instructions, out of registers."""
     return 32 if dtype == torch.float32 else 64
+
+
+def _pull_warps(dtype: torch.dtype) -> int:
+    """Two accumulators and a tile: in float32 they fit the registers of no fewer."""
+    return 16 if dtype == torch.float32 else WARPS
 
 
 def _widens(dtype: torch.dtype) -> bool:
@@ -171,7 +177,8 @@ def _shares(count: int) -> tuple[int, int]:
 
 def _shipped(kernel: str, kind: str, tensors: tuple[str, ...], constants: Mapping[str, int | bool]) -> Shipped:
     types = {"both": kind} | dict.fromkeys(tensors, "*fp32") | dict.fromkeys(("count", "width", "tiles"), "i32")
-    return Shipped(kernel, types | {"sharpness": "fp32"}, constants, matrix=kind == "*bf16")
+    warps = _pull_warps(torch.float32) if kernel == "pull_to_others" and kind == "*fp32" else WARPS
+    return Shipped(kernel, types | {"sharpness": "fp32"}, constants, warps, matrix=kind == "*bf16")
 
 
 _FORWARD, _BACKWARD = ("own", "spread", "positive"), ("own", "spread", "weight", "toward", "pulled")

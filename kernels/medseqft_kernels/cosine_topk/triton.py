@@ -15,7 +15,8 @@ from medseqft_kernels.triton_support import Shipped, blocks, interpreted
 
 PROGRAMS = 264
 """Programs that fill a GPU of 132 processors twice: with fewer blocks of queries, keys are split into stretches."""
-BLOCKS = {"N": 64, "M": 128, "E": 64}
+BLOCKS = {"N": 64, "M": 64, "E": 64}
+WARPS = 8  # with 4, the kept keys and the tile do not fit the registers
 """Queries, keys and features of a tile."""
 NO_NUMBER = tl.constexpr(LAST)
 
@@ -117,6 +118,7 @@ def launch(queries: Tensor, keys: Tensor, k: int, *, programs: int = PROGRAMS) -
         K=K,
         **BLOCKS,
         num_stages=_stages(queries.element_size()),
+        num_warps=WARPS,
     )
     numbers, order = index.flatten(1).sort(dim=1)  # empty slots have indices from m on and the value −∞
     chosen = largest(value.flatten(1).gather(1, order), numbers.long(), k)[1]
@@ -150,7 +152,7 @@ def _shipped(kind: str, k: int) -> Shipped:
     types = {f"{name}_ptr": f"*{each}" for name, each in kinds.items()}
     types |= dict.fromkeys(("n", "m", "e", "stretch", "splits"), "i32")
     constants = {"WIDENED": False, "K": k, **BLOCKS}
-    return Shipped("search", types, constants, stages=_stages(4 if kind == "fp32" else 2), matrix=kind != "fp32")
+    return Shipped("search", types, constants, WARPS, _stages(4 if kind == "fp32" else 2), matrix=kind != "fp32")
 
 
 SHIPPED = (_shipped("bf16", 16), _shipped("bf16", 64), _shipped("fp16", 16), _shipped("fp32", 64))

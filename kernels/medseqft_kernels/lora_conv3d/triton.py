@@ -287,10 +287,12 @@ def _a_gradient_kernel(
         h_tile = tl.load(h_line + h_at, mask=_within(j[:, None] + moved[None, :], OW), other=0.0)
         acc = _dot(tl.trans(h_tile), x_tile, acc, PRECISION)
         jx += BLOCK_K
-        jy += (jx >= JW).to(tl.int32)
-        jz += (jy >= JH).to(tl.int32)
-        sample += (jz >= JD).to(tl.int64)
-        jx, jy, jz = tl.where(jx < JW, jx, 0), tl.where(jy < JH, jy, 0), tl.where(jz < JD, jz, 0)
+        jx = tl.where(jx < line_blocks * BLOCK_K, jx, 0)  # as many blocks a line in every class
+        jy += (jx == 0).to(tl.int32)
+        jz += (jy == JH).to(tl.int32)
+        jy = tl.where(jy < JH, jy, 0)
+        sample += (jz == JD).to(tl.int64)
+        jz = tl.where(jz < JD, jz, 0)
     tap = (kz * KH + ky) * KW + kx
     parts_at = parts + (((chunk * RANK + rho) * TAPS + tap) * CIN)[:, None] + n[None, :]
     tl.store(parts_at, acc, mask=is_row[:, None] & (n < CIN)[None, :])
