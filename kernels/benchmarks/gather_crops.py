@@ -77,7 +77,7 @@ def work(shape: Shape, stored: torch.dtype, controls: bool, device: torch.device
 
 
 def drawn(shape: Shape, stored: torch.dtype, device: torch.device) -> Drawn:
-    """Volumes on the device, and where to cut: in the middle of a volume as often as at its edge, never beyond it."""
+    """Volumes on the device, and crops anywhere within them, with their flips and masks."""
     crops, side, many, extent = shape
     draw = torch.Generator().manual_seed(0)
     volumes = [(300 * torch.randn((1, extent, extent, extent), generator=draw)).to(device, stored) for _ in range(many)]

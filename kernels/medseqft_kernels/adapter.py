@@ -64,11 +64,15 @@ def channel_products(g: Tensor, u: Tensor) -> Tensor:
 
     One sum over a million voxels in fp32 is wrong in the fifth digit; a sum of sums is not.
     """
-    rows = [each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (g, u)]
-    whole = len(rows[0]) // SUMMED_AT_ONCE * SUMMED_AT_ONCE
-    blocks = [each[:whole].view(-1, SUMMED_AT_ONCE, each.shape[1]) for each in rows]
+    return row_products(*(each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (g, u)))
+
+
+def row_products(one: Tensor, other: Tensor) -> Tensor:
+    """oneᵀ·other for (N, p) and (N, q), at least fp32, summed in blocks as in :func:`channel_products`."""
+    whole = len(one) // SUMMED_AT_ONCE * SUMMED_AT_ONCE
+    blocks = [each[:whole].view(-1, SUMMED_AT_ONCE, each.shape[1]) for each in (one, other)]
     total = wide(torch.bmm(blocks[0].transpose(1, 2), blocks[1])).sum(0)
-    return total + wide(rows[0][whole:].t() @ rows[1][whole:])
+    return total + wide(one[whole:].t() @ other[whole:])
 
 
 def scaled(scaling: float, matrix: Tensor) -> Tensor:

@@ -20,10 +20,19 @@ def blocked(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best, where = query.new_empty(len(query), 0), index.new_empty(len(query), 0)
         for begin in range(0, len(keys), KEYS):
             found = (query @ normal_keys[begin : begin + KEYS].T).nan_to_num_(nan=LAST)
-            numbers = torch.arange(begin, begin + found.shape[1], device=index.device).expand(found.shape)
-            best, where = largest(torch.cat([best, found], 1), torch.cat([where, numbers], 1), k)
+            found, columns = _largest_of_block(found, k)
+            best, where = largest(torch.cat([best, found], 1), torch.cat([where, begin + columns], 1), k)
         index[at : at + QUERIES] = where
     return ranked(queries, keys, index)
+
+
+def _largest_of_block(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`largest` of all columns; `topk` alone, where no two values are equal across the border."""
+    columns = found.topk(min(k, found.shape[1]), dim=1).indices.sort(dim=1).values
+    chosen = found.gather(1, columns)
+    if int((found >= chosen.amin(dim=1, keepdim=True)).sum()) == chosen.numel():
+        return chosen, columns
+    return largest(found, torch.arange(found.shape[1], device=found.device).expand(found.shape), k)
 
 
 def largest(values: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medseqft_kernels.adapter import Gradients, scaled, wide
+from medseqft_kernels.adapter import Gradients, row_products, scaled, wide
 
 
 def _merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
@@ -81,5 +81,7 @@ def backward_thin(
     elif need_x and h is not None:
         gx = torch.cat([g, h], 1) @ torch.cat([weight, lora_a])
     if need_adapter and h is not None:
-        ga, gb = h.t() @ x, scaled(scaling, g.t() @ (functional.linear(x, lora_a) if u is None else u))
+        thin = functional.linear(x, lora_a) if u is None else u
+        ga = row_products(h, x).to(lora_a.dtype)
+        gb = (scaling * row_products(g, thin)).to(lora_b.dtype)
     return Gradients(gx, ga, gb)
