@@ -17,6 +17,10 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setattr(random, "getrandbits", random.Random(0).getrandbits)
     import beartype  # noqa: F401
 
+if not torch.cuda.is_available():
+    # Kernels are then tested through Triton's interpreter. Triton decides when it is first imported, so it is said here.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Examples take as long as a network takes; in CI they are the same every time.

@@ -64,7 +64,22 @@ def channel_products(g: Tensor, u: Tensor) -> Tensor:
 
     One sum over a million voxels in fp32 is wrong in the fifth digit; a sum of sums is not.
     """
-    return row_products(*(each.movedim(1, -1).reshape(-1, each.shape[1]) for each in (g, u)))
+    return row_products(rows_of(g), rows_of(u))
+
+
+def mix(volumes: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
+    """matrix·volumes over the channels, (B, c, …) and (c', c) to (B, c', …), added to `onto` where there is one.
+
+    One product over rows of channels; a 1×1×1 convolution of few channels takes several times as long on a CPU.
+    """
+    rows, transposed = rows_of(volumes), matrix.t()
+    mixed = rows @ transposed if onto is None else torch.addmm(rows_of(onto), rows, transposed)
+    return mixed.view(volumes.shape[0], *volumes.shape[2:], len(matrix)).movedim(-1, 1)
+
+
+def rows_of(volumes: Tensor) -> Tensor:
+    """(B, C, …) as (voxels, C); a view of channels-last volumes."""
+    return volumes.movedim(1, -1).reshape(-1, volumes.shape[1])
 
 
 def row_products(one: Tensor, other: Tensor) -> Tensor:

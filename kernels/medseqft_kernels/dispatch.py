@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def fastest(question: str, device: torch.device, candidates: Callable[[], Mappin
 def _remembered(
     question: str, device: torch.device, candidates: Callable[[], Mapping[str, Callable[[], object]]]
 ) -> str:
-    memory = _memories.setdefault(str(_file(device)), {})
+    place = (os.environ.get("MEDSEQFT_CACHE"), str(device), torch.get_num_threads())
+    memory = _memories.setdefault(place, {})
     if question not in memory:
         with FileLock(f"{_file(device)}.lock"):  # who asks at the same time waits, and takes the same
             table = read_table(device)
@@ -148,6 +149,7 @@ def machine(device: torch.device) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
+@cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -156,8 +158,8 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-_memories: dict[str, dict[str, str]] = {}
-"""By table: what this process has read of it already."""
+_memories: dict[tuple[str | None, str, int], dict[str, str]] = {}
+"""What this process has read already, by all that decides which table is meant: a look must cost next to nothing."""
 
 
 def _file(device: torch.device) -> Path:

@@ -31,20 +31,23 @@ def _triton_backward(*arguments: Any) -> Gradients:
     return Gradients(*triton.backward(*arguments))
 
 
+def _merged(*, u_by_products: bool, a_by_products: bool) -> Backend:
+    backward = partial(backward_thin, merge=True, u_by_products=u_by_products, a_by_products=a_by_products)
+    return Backend(forward_merged, backward, keeps_u=False, merges=True)
+
+
+def _concatenated(*, a_by_products: bool) -> Backend:
+    backward = partial(backward_thin, merge=False, u_by_products=False, a_by_products=a_by_products)
+    return Backend(forward_concatenated, backward, keeps_u=True, merges=False)
+
+
 BACKENDS = {
     "merged-projected": Backend(forward_merged, backward_projected, keeps_u=False, merges=True),
-    "merged-convolution": Backend(
-        forward_merged, partial(backward_thin, merge=True, products=False), keeps_u=False, merges=True
-    ),
-    "merged-products": Backend(
-        forward_merged, partial(backward_thin, merge=True, products=True), keeps_u=False, merges=True
-    ),
-    "concatenated-convolution": Backend(
-        forward_concatenated, partial(backward_thin, merge=False, products=False), keeps_u=True, merges=False
-    ),
-    "concatenated-products": Backend(
-        forward_concatenated, partial(backward_thin, merge=False, products=True), keeps_u=True, merges=False
-    ),
+    "merged-convolution": _merged(u_by_products=False, a_by_products=False),
+    "merged-mixed": _merged(u_by_products=False, a_by_products=True),
+    "merged-products": _merged(u_by_products=True, a_by_products=True),
+    "concatenated-convolution": _concatenated(a_by_products=False),
+    "concatenated-products": _concatenated(a_by_products=True),
     "triton": Backend(_triton_forward, _triton_backward, keeps_u=True, merges=False),
 }
 """All but the reference, which is the formula with PyTorch's own gradients."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medseqft_kernels.adapter import Gradients, channel_products, scaled, wide
+from medseqft_kernels.adapter import Gradients, channel_products, mix, row_products, rows_of, scaled, wide
 from medseqft_kernels.checks import Three
 from medseqft_kernels.lora_conv3d.thin import thin_output, thin_weight_gradient
 
@@ -31,6 +31,12 @@ class Geometry(NamedTuple):
         return d, h, w
 
 
+def is_pointwise(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether the convolution is a product over rows of channels that lie in memory as they are."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return last and tuple(weight.shape[2:]) == (1, 1, 1) and geometry[:2] == ((1, 1, 1), (0, 0, 0))
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The frozen convolution."""
     return functional.conv3d(x, weight, bias, *geometry)
@@ -42,7 +48,9 @@ def input_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> 
 
 
 def weight_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of the weight, of its shape."""
+    """The gradient of the weight, of its shape; one product where each voxel stands for itself."""
+    if is_pointwise(x, weight, geometry):
+        return row_products(rows_of(g), rows_of(x)).to(weight.dtype).view(weight.shape)
     return _backward(g, x, weight, geometry, (False, True))[1]
 
 
@@ -56,11 +64,6 @@ def _merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> T
     """M = W + s·B·A in the dtype of W, in the memory format of W."""
     delta = (lora_b.flatten(1) @ lora_a.flatten(1)).view(weight.shape)
     return torch.add(weight, delta, alpha=scaling)
-
-
-def expand(thin: Tensor, matrix: Tensor) -> Tensor:
-    """matrix·thin over the channels: (B, c, …) and (c', c) give (B, c', …) in the memory format of `thin`."""
-    return functional.conv3d(thin, matrix.reshape(*matrix.shape[:2], 1, 1, 1))
 
 
 def forward_merged(
@@ -86,7 +89,7 @@ def forward_concatenated(
     both = convolve(x, torch.cat([weight, lora_a]), both_bias, geometry)
     frozen, u = both[:, :outputs], both[:, outputs:]
     matrix = scaling * wide(lora_b.flatten(1))
-    y = wide(frozen) + expand(wide(u), matrix)
+    y = mix(wide(u), matrix, onto=wide(frozen))
     return y.to(out_dtype or x.dtype), u.clone(memory_format=torch.preserve_format)
 
 
@@ -104,7 +107,11 @@ def backward_projected(
 ) -> Gradients:
     """The weight gradient gM once; gB = s·⟨gM, A⟩ and gA = s·Bᵀ·gM."""
     merged = _merged(weight, lora_a, lora_b, scaling)
-    gx, gm = _backward(g, x, merged, geometry, (need_x, need_adapter))
+    if need_adapter and is_pointwise(x, weight, geometry):
+        gx = input_gradient(g, x, merged, geometry) if need_x else None
+        gm = weight_gradient(g, x, merged, geometry)
+    else:
+        gx, gm = _backward(g, x, merged, geometry, (need_x, need_adapter))
     if not need_adapter:
         return Gradients(gx, None, None)
     a, b, gm = lora_a.flatten(1), lora_b.flatten(1), gm.flatten(1)
@@ -126,13 +133,14 @@ def backward_thin(
     need_adapter: bool,
     *,
     merge: bool,
-    products: bool,
+    u_by_products: bool = False,
+    a_by_products: bool,
 ) -> Gradients:
     """With h = s·Bᵀg: gA = wgrad(x, h), gB = s·⟨g, u⟩; gx from g and M (`merge`), or from [g ; h] and [W ; A].
 
-    `products` takes matrix products in place of convolutions with r channels.
+    u, where it was not kept, and gA are computed by convolutions with r channels or by matrix products.
     """
-    h = expand(g, scaled(scaling, lora_b.flatten(1)).t()) if need_adapter or not merge else None
+    h = mix(g, scaled(scaling, lora_b.flatten(1)).t()) if need_adapter or not merge else None
     gx = ga = gb = None
     if need_x and (merge or h is None):
         gx = input_gradient(g, x, _merged(weight, lora_a, lora_b, scaling), geometry)
@@ -140,8 +148,8 @@ def backward_thin(
         gx = input_gradient(torch.cat([g, h], 1), x, torch.cat([weight, lora_a]), geometry)
     if need_adapter and h is not None:
         if u is None:
-            u = thin_output(x, lora_a, geometry) if products else convolve(x, lora_a, None, geometry)
+            u = thin_output(x, lora_a, geometry) if u_by_products else convolve(x, lora_a, None, geometry)
         gb = (scaling * channel_products(g, u)).to(lora_b.dtype).view(lora_b.shape)
-        weight_gradient_of = thin_weight_gradient if products else weight_gradient
+        weight_gradient_of = thin_weight_gradient if a_by_products else weight_gradient
         ga = weight_gradient_of(h, x, lora_a, geometry)
     return Gradients(gx, ga, gb)

@@ -125,15 +125,19 @@ def _add_shifted(u: Tensor, part: Tensor, a: Tensor, axes: tuple[_Axis, _Axis, _
 
 
 def _scatter(u: Tensor, rows: Tensor, axes: tuple[_Axis, _Axis, _Axis], begin: int) -> None:
-    """u[ρ, j − shift] += rows[tap, ρ, j], for the slices from `begin` on."""
+    """u[ρ, j − shift] += rows[taps…, ρ, j], for the slices from `begin` on; one axis after the other, W first."""
     d_axis, h_axis, w_axis = axes
-    for d, d_shift in enumerate(d_axis.shifts):
-        to_d, from_d = _overlap(rows.shape[4], begin - d_shift, u.shape[1])
-        for h, h_shift in enumerate(h_axis.shifts):
-            to_h, from_h = _overlap(rows.shape[5], -h_shift, u.shape[2])
-            for w, w_shift in enumerate(w_axis.shifts):
-                to_w, from_w = _overlap(rows.shape[6], -w_shift, u.shape[3])
-                u[:, to_d, to_h, to_w] += rows[d, h, w][:, from_d, from_h, from_w]
+    by_w = rows.new_zeros((*rows.shape[:2], *rows.shape[3:-1], u.shape[3]))
+    for w, shift in enumerate(w_axis.shifts):
+        to, source = _overlap(rows.shape[6], -shift, u.shape[3])
+        by_w[..., to] += rows[:, :, w][..., source]
+    by_h = rows.new_zeros((rows.shape[0], *by_w.shape[2:4], u.shape[2], u.shape[3]))
+    for h, shift in enumerate(h_axis.shifts):
+        to, source = _overlap(rows.shape[5], -shift, u.shape[2])
+        by_h[..., to, :] += by_w[:, h][..., source, :]
+    for d, shift in enumerate(d_axis.shifts):
+        to, source = _overlap(rows.shape[4], begin - shift, u.shape[1])
+        u[:, to] += by_h[d][:, source]
 
 
 def _overlap(length: int, offset: int, limit: int) -> tuple[slice, slice]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medseqft_kernels.adapter import Gradients, channel_products, scaled, wide
+from medseqft_kernels.adapter import Gradients, channel_products, mix, scaled, wide
 from medseqft_kernels.checks import Three
 
 
@@ -52,11 +52,6 @@ def _merged(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> T
     return torch.add(weight, delta.view(weight.shape), alpha=scaling)
 
 
-def _expand(thin: Tensor, matrix: Tensor) -> Tensor:
-    """matrix·thin over the channels."""
-    return functional.conv3d(thin, matrix.reshape(*matrix.shape[:2], 1, 1, 1))
-
-
 def forward_merged(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float, geometry: Geometry
 ) -> tuple[Tensor, None]:
@@ -79,7 +74,7 @@ def forward_concatenated(
     both_bias = None if bias is None else torch.cat([bias, bias.new_zeros(lora_a.shape[1])])
     both = convolve(x, torch.cat([weight, lora_a], 1), both_bias, geometry)
     frozen, u = both[:, :outputs], both[:, outputs:]
-    y = wide(frozen) + _expand(wide(u), scaling * wide(lora_b.flatten(1)))
+    y = mix(wide(u), scaling * wide(lora_b.flatten(1)), onto=wide(frozen))
     return y.to(out_dtype or x.dtype), u.clone(memory_format=torch.preserve_format)
 
 
@@ -120,7 +115,7 @@ def backward_thin(
     merge: bool,
 ) -> Gradients:
     """With h = s·Bᵀg: gA = wgrad(x, h), gB = s·⟨g, u⟩; gx from g and M (`merge`), or from [g ; h] and [W, A]."""
-    h = _expand(g, scaled(scaling, lora_b.flatten(1)).t()) if need_adapter or not merge else None
+    h = mix(g, scaled(scaling, lora_b.flatten(1)).t()) if need_adapter or not merge else None
     gx = ga = gb = None
     if need_x and (merge or h is None):
         gx = _backward(g, x, _merged(weight, lora_a, lora_b, scaling), geometry, (True, False))[0]
