@@ -37,7 +37,7 @@ soak: setup ## what takes longer: 300 drawn shapes for each operation in Triton'
 	MEDSEQFT_INTERPRETER_EXAMPLES=300 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
 
 bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
-	$(BIN)/python kernels/benchmarks/run.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)
 
 notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
 	$(BIN)/python notebooks/execute.py

@@ -18,7 +18,7 @@ with pytest.MonkeyPatch.context() as patch:
     import beartype  # noqa: F401
 
 if not torch.cuda.is_available():
-    # Kernels are then tested through Triton's interpreter. Triton decides when it is first imported, so it is said here.
+    # Kernels are then tested through the interpreter. Triton decides when it is first imported, hence here.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

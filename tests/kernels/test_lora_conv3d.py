@@ -101,8 +101,8 @@ FITS += [(name, dtype) for name in FORMS for dtype in (WIDE if BACKENDS[name].me
 
 
 def test_every_form_is_tested_in_every_dtype_in_which_it_is_exact():
-    assert len(FORMS) == 5
-    assert len(FITS) == 5 + 3 * 2 + 2 * 4
+    assert len(FORMS) == 6
+    assert len(FITS) == 5 + 4 * 2 + 2 * 4
     for name, dtype in FITS:
         assert name == "auto" or name in fitting(BACKENDS, dtype, torch.device("cpu"))
 
@@ -134,7 +134,7 @@ def test_gradients_are_the_finite_differences(case):
         )
         for name in FORMS
     ]
-    assert checked == [True] * 5
+    assert checked == [True] * 6
 
 
 def _frozen(inputs):
