@@ -74,7 +74,12 @@ def mix(volumes: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
     """
     rows, transposed = rows_of(volumes), matrix.t()
     mixed = rows @ transposed if onto is None else torch.addmm(rows_of(onto), rows, transposed)
-    return mixed.view(volumes.shape[0], *volumes.shape[2:], len(matrix)).movedim(-1, 1)
+    return volumes_of(mixed, volumes)
+
+
+def volumes_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`rows_of`: (voxels, C) as channels-last volumes with the samples and sides of `like`."""
+    return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
 
 
 def rows_of(volumes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medseqft_kernels.adapter import Gradients, channel_products, mix, row_products, rows_of, scaled, wide
+from medseqft_kernels.adapter import Gradients, channel_products, mix, row_products, rows_of, scaled, volumes_of, wide
 from medseqft_kernels.checks import Three
 from medseqft_kernels.lora_conv3d.thin import thin_output, thin_weight_gradient
 
@@ -38,12 +38,16 @@ def is_pointwise(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The frozen convolution."""
+    """The frozen convolution; where it is pointwise, a product over rows of channels, several times as fast on a CPU."""
+    if is_pointwise(x, weight, geometry):
+        return volumes_of(functional.linear(rows_of(x), weight.flatten(1), bias), x)
     return functional.conv3d(x, weight, bias, *geometry)
 
 
 def input_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """convᵀ(g, weight), of the shape of x."""
+    if is_pointwise(x, weight, geometry):
+        return mix(g, weight.flatten(1).t())
     return _backward(g, x, weight, geometry, (True, False))[0]
 
 
