@@ -128,6 +128,7 @@ def test_sums_over_several_programs_match_float64(kernels, device, monkeypatch, 
     assert seen == shares
 
 
+@pytest.mark.soak
 def test_drawn_shapes_match_float64(kernels, device):
     ran = []
 

@@ -38,7 +38,7 @@ def is_pointwise(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The frozen convolution; where it is pointwise, a product over rows of channels, several times as fast on a CPU."""
+    """The frozen convolution; where it is pointwise, a product over rows, several times as fast on a CPU."""
     if is_pointwise(x, weight, geometry):
         return volumes_of(functional.linear(rows_of(x), weight.flatten(1), bias), x)
     return functional.conv3d(x, weight, bias, *geometry)
