@@ -188,7 +188,8 @@ def test_any_shape_is_right_in_triton(needs_triton, device):
         got = outputs_and_gradients(lambda *t: lora_linear(*t, SCALING, backend="triton"), drawn, torch.float32)
         exact = [each.double() for each in drawn]
         want = outputs_and_gradients(lambda *t: reference(*t, SCALING), exact, torch.float32)
-        assert max(map(relative_error, got, want)) < 100 * TOLERANCE[torch.float32]  # a gradient of one number may cancel
+        # a gradient of one number may be a sum that cancels to a hundredth
+        assert max(map(relative_error, got, want)) < 100 * TOLERANCE[torch.float32]
         ran.append(leading)
 
     check()
