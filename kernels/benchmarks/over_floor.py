@@ -29,6 +29,7 @@ SYMBOLS = {
     "concatenated-products": ("#CC79A7", "diamond"),
     "concatenated-convolution": ("#E69F00", "circle"),
     "merged-products": ("#009E73", "triangle-down"),
+    "merged-mixed": ("#997700", "pentagon"),
     "merged-convolution": ("#56B4E9", "triangle-up"),
     "merged-projected": ("#0072B2", "square"),
     "peft": ("#D55E00", "x"),
