@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(f"{row.operation}  {row.label}" for row in plan), sep="\n")
         return 0
-    record: dict[str, Any] = {"machine": describe(device), "arguments": vars(options), "complete": False}
+    given = {**vars(options), "out": options.out.name}
+    record: dict[str, Any] = {"machine": describe(device), "arguments": given, "complete": False}
     path = options.out / f"{re.sub(r'[^a-z0-9]+', '-', record['machine']['device'].lower()).strip('-')}.json"
     print(*(f"{key}: {value}" for key, value in record["machine"].items()), sep="\n")
     print(f"{len(plan)} rows, into {path}\n", flush=True)
@@ -65,7 +66,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "peft", "monai")},
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
