@@ -59,7 +59,7 @@ def test_it_runs_on_any_machine(path):
     assert [found for part in (*text(path, "code"), *text(path, "markdown")) for found in ABSOLUTE.findall(part)] == []
 
 
-@pytest.mark.parametrize("part", ["/work/data", "open('/tmp/x')", "of ~/data", r"x = 'C:\data'", "a\n/usr/bin"])
+@pytest.mark.parametrize("part", ["/home/me/data", "open('/tmp/x')", "of ~/data", r"x = 'C:\data'", "a\n/usr/bin"])
 def test_an_absolute_path_is_seen(part):
     assert ABSOLUTE.search(part)
 
