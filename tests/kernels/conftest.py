@@ -32,6 +32,13 @@ def own_table(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler(request: pytest.FixtureRequest) -> None:
+    """What other tests compiled does not count towards the limit of recompilations in a test that compiles."""
+    if "compile" in request.node.name:
+        torch._dynamo.reset()
+
+
 @pytest.fixture
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that nobody has written yet holds NaN, so that a kernel which leaves a hole is seen."""
