@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,29 @@ def measured(names: tuple[str, ...], device: torch.device, rank: int) -> tuple[s
 def wide(tensor: Tensor) -> Tensor:
     """At least fp32: what is added to a frozen output must not be rounded before the sum."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def register_gradients(forward: Any, backward: Any) -> None:
+    """Give the custom op `forward` its gradients from the custom op `backward`.
+
+    `forward` takes (x, weight, bias, A, B, settings…) and returns (y, u); `backward` takes (g, x, weight, A, B, u,
+    settings…, need_x, need_adapter) and returns (gx, gA, gB), empty where not needed. The weight is frozen.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, lora_a, lora_b, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight, lora_a, lora_b, output[1])
+
+    def gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+        need_x, _, need_bias, *need_adapter = ctx.needs_input_grad[:5]
+        gx = ga = gb = None
+        if need_x or any(need_adapter):
+            gx, ga, gb = backward(g, *ctx.saved_tensors, *ctx.settings, need_x, any(need_adapter))
+        gbias = g.sum([axis for axis in range(g.ndim) if axis != 1]) if need_bias else None
+        adapter = (ga, gb) if any(need_adapter) else (None, None)
+        return gx if need_x else None, None, gbias, *adapter, *[None] * len(ctx.settings)
+
+    forward.register_autograd(gradients, setup_context=keep)
 
 
 def channel_products(g: Tensor, u: Tensor) -> Tensor:

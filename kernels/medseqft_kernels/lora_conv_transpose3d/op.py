@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseqft_kernels.adapter import fitting
+from medseqft_kernels.adapter import fitting, register_gradients
 from medseqft_kernels.checks import (
     Size3,
     autocast_together,
@@ -181,22 +181,7 @@ def _(g, x, weight, lora_a, lora_b, *settings):  # type: ignore[no-untyped-def]
     return gx, *adapter
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, lora_a, lora_b, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, lora_a, lora_b, output[1])
-
-
-def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    x, weight, lora_a, lora_b, u = ctx.saved_tensors
-    need_x, _, need_bias, *need_adapter = ctx.needs_input_grad[:5]
-    gx = ga = gb = None
-    if need_x or any(need_adapter):
-        gx, ga, gb = _backward(g, x, weight, lora_a, lora_b, u, *ctx.settings, need_x, any(need_adapter))
-    gbias = g.sum((0, 2, 3, 4)) if need_bias else None
-    return gx if need_x else None, None, gbias, *((ga, gb) if any(need_adapter) else (None, None)), *[None] * 6
-
-
-_forward.register_autograd(_gradients, setup_context=_keep)
+register_gradients(_forward, _backward)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, groups: int) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseqft_kernels.adapter import MOST_TRITON_RANK, TRITON, fitting
+from medseqft_kernels.adapter import MOST_TRITON_RANK, TRITON, fitting, register_gradients
 from medseqft_kernels.checks import autocast_together, name_of, require, require_alike, require_bias, same_size, settled
 from medseqft_kernels.dispatch import REFERENCE
 from medseqft_kernels.lora_linear.backends import BACKENDS
@@ -124,22 +122,7 @@ def _(g, x, weight, lora_a, lora_b, u, scaling, backend, need_x, need_adapter): 
     return tuple(each.new_empty(each.shape) if need else each.new_empty(0) for each, need in wanted)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, lora_a, lora_b, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, lora_a, lora_b, output[1])
-
-
-def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    x, weight, lora_a, lora_b, u = ctx.saved_tensors
-    need_x, _, need_bias, *need_adapter = ctx.needs_input_grad[:5]
-    gx = ga = gb = None
-    if need_x or any(need_adapter):
-        gx, ga, gb = _backward(g, x, weight, lora_a, lora_b, u, *ctx.settings, need_x, any(need_adapter))
-    gbias = g.sum(0) if need_bias else None
-    return gx if need_x else None, None, gbias, *((ga, gb) if any(need_adapter) else (None, None)), None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_keep)
+register_gradients(_forward, _backward)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
