@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Gradients(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """A forward and a backward pass, with the signatures of the operation's `forms.py`."""
+    """A forward and a backward pass, with the signatures of the operation's forms in plain PyTorch."""
 
     forward: Callable[..., tuple[Tensor, Tensor | None]]
     """Returns y and, if it has it to keep, u: what A makes of x, r channels."""
@@ -35,6 +36,18 @@ class Backend(NamedTuple):
     keeps_u: bool
     merges: bool
     """Whether W + s·B·A is formed, which is exact in fp32 and fp64 alone."""
+
+
+def triton_backend(module: str) -> Backend:
+    """The kernels of `module`, imported where they first run: Triton is not installed everywhere."""
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return import_module(module).forward(*arguments)
+
+    def backward(*arguments: Any) -> Gradients:
+        return Gradients(*import_module(module).backward(*arguments))
+
+    return Backend(forward, backward, keeps_u=True, merges=False)
 
 
 def fitting(backends: Mapping[str, Backend], dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:

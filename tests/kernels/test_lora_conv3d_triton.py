@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from medseqft_kernels.lora_conv3d.cases import CASES, Case
+from medseqft_kernels.lora_conv3d.forms import Geometry
 from medseqft_kernels.lora_conv3d.reference import reference
 from medseqft_kernels.tolerance import TOLERANCE, relative_error
 
@@ -25,13 +26,18 @@ def kernels(needs_triton):
     return importlib.import_module("medseqft_kernels.lora_conv3d.triton")
 
 
+@pytest.fixture
+def launch(needs_triton):
+    return importlib.import_module("medseqft_kernels.convolution_launch")
+
+
 def convolution(case):
-    """Stride, padding and dilation as three numbers each."""
+    """Its geometry, three numbers each."""
     given = (case.stride, case.padding, case.dilation)
     stride, padding, dilation = ((each,) * 3 if isinstance(each, int) else each for each in given)
     if padding == "same":
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, case.kernel, strict=True))
-    return stride, padding, dilation
+    return Geometry(stride, padding, dilation)
 
 
 def tensors(case, dtype, device, seed=0):
@@ -52,9 +58,9 @@ def tensors(case, dtype, device, seed=0):
 
 
 def run(kernels, case, x, weight, bias, a, b, upstream, need_x=True, need_adapter=True):
-    y, u = kernels.forward(x, weight, bias, a, b, SCALING, *convolution(case))
+    y, u = kernels.forward(x, weight, bias, a, b, SCALING, convolution(case))
     gradients = kernels.backward(
-        upstream, x, weight, a, b, u, SCALING, *convolution(case), need_x=need_x, need_adapter=need_adapter
+        upstream, x, weight, a, b, u, SCALING, convolution(case), need_x=need_x, need_adapter=need_adapter
     )
     return {"y": y, "u": u, **dict(zip(("x", "lora_a", "lora_b"), gradients, strict=True))}
 
@@ -102,11 +108,12 @@ def test_channels_beyond_one_tile_match_float64(kernels, device, inputs, outputs
     assert_right(run(kernels, case, *drawn), expected(case, *drawn), torch.float32)
 
 
-def test_the_large_tiles_of_full_volumes_match_float64(kernels, device, monkeypatch, poisoned_empty):
-    monkeypatch.setattr(kernels, "FULL", 0)
+def test_the_large_tiles_of_full_volumes_match_float64(kernels, launch, device, monkeypatch, poisoned_empty):
+    monkeypatch.setattr(launch, "FULL", 0)
     case = Case("248 voxels out", 5, 6, (2, 5, 31), (1, 2, 3), padding=(0, 0, 1), batch=1)
     inputs = tensors(case, torch.bfloat16, device)
-    assert kernels._forward_plan((6, 5, 1, 2, 3), 4, *convolution(case), torch.bfloat16, 248)[0]["BLOCK_M"] == 128
+    walk = launch.Walk.gathering(case.kernel, *convolution(case))
+    assert launch.convolution_plan((5, 6, 4), walk, torch.bfloat16, 248, True)[0]["BLOCK_M"] == 128
     assert_right(run(kernels, case, *inputs), expected(case, *inputs), torch.bfloat16)
 
 
@@ -119,10 +126,12 @@ SHARED = [
 
 
 @pytest.mark.parametrize(("case", "most", "shares"), SHARED, ids=[str(case) for case, *_ in SHARED])
-def test_sums_over_several_programs_match_float64(kernels, device, monkeypatch, poisoned_empty, case, most, shares):
-    monkeypatch.setattr(kernels, "FULL", most)
+def test_sums_over_several_programs_match_float64(
+    kernels, launch, device, monkeypatch, poisoned_empty, case, most, shares
+):
+    monkeypatch.setattr(launch, "FULL", most)
     seen = []
-    monkeypatch.setattr(kernels, "_chunks", lambda *work, of=kernels._chunks: seen.append(of(*work)) or seen[-1])
+    monkeypatch.setattr(launch, "_chunks", lambda *work, of=launch._chunks: seen.append(of(*work)) or seen[-1])
     inputs = tensors(case, torch.float32, device)
     assert_right(run(kernels, case, *inputs), expected(case, *inputs), torch.float32)
     assert seen == shares
@@ -219,7 +228,7 @@ def test_a_voxel_that_is_no_number_reaches_only_what_the_convolution_reaches(ker
     case = CASES[0]
     x, weight, bias, a, b, _ = tensors(case, torch.float32, device)
     x[1, 2, 3, 0, 6] = float("nan")
-    y, u = kernels.forward(x, weight, bias, a, b, SCALING, *convolution(case))
+    y, u = kernels.forward(x, weight, bias, a, b, SCALING, convolution(case))
     reached = functional.conv3d(x, weight, padding=1).isnan()
     assert 0 < reached.sum() < reached.numel() // 4
     assert torch.equal(y.isnan(), reached)
@@ -242,12 +251,12 @@ def test_any_strides_are_read_inputs_stay_and_outputs_are_channels_last(kernels,
     assert all(got[name].is_contiguous() for name in ("lora_a", "lora_b"))
 
 
-def test_only_what_is_not_channels_last_or_not_aligned_is_copied(kernels, device):
+def test_only_what_is_not_channels_last_or_not_aligned_is_copied(launch, device):
     x = torch.randn(2, 3, 4, 5, 6, device=device).to(memory_format=torch.channels_last_3d)
-    assert kernels._last(x).data_ptr() == x.data_ptr()
+    assert launch._last(x).data_ptr() == x.data_ptr()
     shifted = torch.randn(x.numel() + 1, device=device)[1:].view(2, 4, 5, 6, 3).permute(0, 4, 1, 2, 3)
     for volumes in (shifted, x.contiguous()):
-        rows = kernels._last(volumes)
+        rows = launch._last(volumes)
         assert rows.data_ptr() % 16 == 0
         assert torch.equal(rows, volumes.permute(0, 2, 3, 4, 1))
 
@@ -264,8 +273,8 @@ def test_the_part_of_a_small_adapter_survives_bf16(kernels, device):
     x, weight, bias, a, b, _ = tensors(case, torch.bfloat16, device)
     merged = torch.einsum("or,rcdhw->ocdhw", b.double().flatten(1), a.double())
     scaling = float(1e-3 * weight.double().norm() / merged.norm())
-    tuned, _ = kernels.forward(x, weight, bias, a, b, scaling, *convolution(case), out_dtype=torch.float32)
-    frozen, _ = kernels.forward(x, weight, bias, a, b, 0.0, *convolution(case), out_dtype=torch.float32)
+    tuned, _ = kernels.forward(x, weight, bias, a, b, scaling, convolution(case), out_dtype=torch.float32)
+    frozen, _ = kernels.forward(x, weight, bias, a, b, 0.0, convolution(case), out_dtype=torch.float32)
     want = functional.conv3d(x.double(), scaling * merged, padding=1)
     assert tuned.dtype == torch.float32
     assert relative_error(tuned.double() - frozen.double(), want) < 0.02
@@ -308,13 +317,11 @@ def test_volumes_beyond_two_to_the_31_numbers_match_at_their_far_end(kernels, de
     assert x.numel() > 2**31
     weight, a = (torch.randn(rows, 16, 3, 3, 3, dtype=torch.bfloat16, device=device) for rows in (2, 1))
     b = torch.randn(2, 1, dtype=torch.bfloat16, device=device)
-    ones = (1, 1, 1)
-    y, u = kernels.forward(x, weight, None, a, b, SCALING, ones, ones, ones)
+    walk = Geometry(*[(1, 1, 1)] * 3)
+    y, u = kernels.forward(x, weight, None, a, b, SCALING, walk)
     upstream = torch.zeros_like(y)
     upstream[:, :, -last:] = torch.randn_like(upstream[:, :, -last:])
-    g_x, g_a, g_b = kernels.backward(
-        upstream, x, weight, a, b, u, SCALING, ones, ones, ones, need_x=True, need_adapter=True
-    )
+    g_x, g_a, g_b = kernels.backward(upstream, x, weight, a, b, u, SCALING, walk, need_x=True, need_adapter=True)
     end = x[:, :, -last - 2 :].double().requires_grad_()
     weight, a, b = (each.double().requires_grad_() for each in (weight, a, b))
     want = reference(end, weight, None, a, b, SCALING, padding=1)[:, :, -last:]

@@ -8,14 +8,13 @@ in each, the taps that meet it walk in steps of one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from medseqft_kernels.lora_conv3d.forms import Geometry
+from medseqft_kernels.lora_conv3d.forms import Geometry
 
 BLOCK_BYTES = 2**21
 """Size of a block of unfolded h: it should stay in a core's second-level cache."""

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseqft_kernels.adapter import fitting, register_gradients
+from medseqft_kernels.adapter import MOST_TRITON_RANK, TRITON, fitting
 from medseqft_kernels.checks import (
     Size3,
     autocast_together,
     is_channels_last,
-    layout_of,
     name_of,
     require,
     require_adapter_b,
@@ -23,6 +22,7 @@ from medseqft_kernels.checks import (
     settled,
     three,
 )
+from medseqft_kernels.convolution_op import register
 from medseqft_kernels.dispatch import REFERENCE
 from medseqft_kernels.lora_conv_transpose3d.backends import BACKENDS
 from medseqft_kernels.lora_conv_transpose3d.choice import choose
@@ -62,9 +62,9 @@ def lora_conv_transpose3d(
     stride, padding, output_padding, groups, dilation
         As in :func:`torch.nn.functional.conv_transpose3d`, for the convolution and for A.
     backend
-        ``reference``, the formula; one of the faster exact forms (`backends.py`, derived in README.md); or ``auto``,
-        the fastest of those that fit, measured once for each shape. Grouped convolutions and a weight that wants a
-        gradient take the reference whatever is said here.
+        ``reference``, the formula; one of the faster exact forms (`backends.py`, derived in README.md); ``triton``; or
+        ``auto``, the fastest of those that fit, measured once for each shape. Grouped convolutions, a weight that wants
+        a gradient, and a rank above 64 in Triton take the reference whatever is said here.
 
     Returns
     -------
@@ -82,7 +82,8 @@ def lora_conv_transpose3d(
     known = ["auto", REFERENCE, *BACKENDS]
     require(backend in known, "backend", repr(backend), f"one of {known}")
     trains = torch.is_grad_enabled()
-    if groups > 1 or (trains and weight.requires_grad):
+    too_wide = backend == TRITON and lora_a.shape[1] > MOST_TRITON_RANK
+    if groups > 1 or too_wide or (trains and weight.requires_grad):
         backend = REFERENCE
     elif backend == "auto":
         wants = (trains and x.requires_grad, trains and (lora_a.requires_grad or lora_b.requires_grad))
@@ -100,88 +101,7 @@ def lora_conv_transpose3d(
     return y if x.ndim == 5 else y[0]
 
 
-_SETTINGS = "float scaling, int[] stride, int[] padding, int[] output_padding, int[] dilation, str backend"
-
-
-@torch.library.custom_op(
-    "medseqft::lora_conv_transpose3d",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, {_SETTINGS}) -> (Tensor, Tensor)",
-)
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    scaling: float,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    dilation: list[int],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    geometry = Geometry(three(stride), three(padding), three(output_padding), three(dilation))
-    y, u = BACKENDS[backend].forward(x, weight, bias, lora_a, lora_b, scaling, geometry)
-    layout = layout_of(x, weight)
-    return y.contiguous(memory_format=layout), x.new_empty(0) if u is None else u.contiguous(memory_format=layout)
-
-
-@_forward.register_fake
-def _(x, weight, bias, lora_a, lora_b, scaling, stride, padding, output_padding, dilation, backend):  # type: ignore[no-untyped-def]
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(output_padding), tuple(dilation))
-    size = geometry.output_size(x.shape[2:], weight.shape[2:])
-    layout = layout_of(x, weight)
-    y = x.new_empty((x.shape[0], weight.shape[1], *size)).contiguous(memory_format=layout)
-    if not BACKENDS[backend].keeps_u:
-        return y, x.new_empty(0)
-    return y, x.new_empty((x.shape[0], lora_a.shape[1], *size)).contiguous(memory_format=layout)
-
-
-@torch.library.custom_op(
-    "medseqft::lora_conv_transpose3d_backward",
-    mutates_args=(),
-    schema=f"(Tensor g, Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor u, {_SETTINGS}, "
-    "bool need_x, bool need_adapter) -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    u: Tensor,
-    scaling: float,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    dilation: list[int],
-    backend: str,
-    need_x: bool,
-    need_adapter: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = Geometry(three(stride), three(padding), three(output_padding), three(dilation))
-    chosen = BACKENDS[backend]
-    kept = u if chosen.keeps_u else None
-    layout = layout_of(x, weight)
-    found = chosen.backward(
-        g.contiguous(memory_format=layout), x, weight, lora_a, lora_b, kept, scaling, geometry, need_x, need_adapter
-    )
-    gx = None if found.x is None else found.x.contiguous(memory_format=layout)
-    rest = [None if each is None else each.contiguous() for each in (found.lora_a, found.lora_b)]
-    gx, ga, gb = (x.new_empty(0) if each is None else each for each in (gx, *rest))
-    return gx, ga, gb
-
-
-@_backward.register_fake
-def _(g, x, weight, lora_a, lora_b, *settings):  # type: ignore[no-untyped-def]
-    *_, need_x, need_adapter = settings
-    gx = x.new_empty(x.shape).contiguous(memory_format=layout_of(x, weight)) if need_x else x.new_empty(0)
-    adapter = [x.new_empty(each.shape) if need_adapter else x.new_empty(0) for each in (lora_a, lora_b)]
-    return gx, *adapter
-
-
-register_gradients(_forward, _backward)
+_forward = register("lora_conv_transpose3d", Geometry, BACKENDS)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, groups: int) -> None:

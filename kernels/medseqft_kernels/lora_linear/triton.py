@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from medseqft_kernels.lora_conv3d import triton as convolution
+from medseqft_kernels.lora_conv3d.forms import Geometry
 
-WALK = (1, 1, 1), (0, 0, 0), (1, 1, 1)
-"""Stride, padding, dilation."""
+WALK = Geometry(stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1))
 
 
 def forward(
@@ -24,7 +24,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, u) with u = x·Aᵀ and y = x·Wᵀ + bias + s·u·Bᵀ, rounded once; x is (N, Cin)."""
     kernel, a = _as_kernel(weight), _as_kernel(lora_a)
-    y, u = convolution.forward(_as_volume(x), kernel, bias, a, lora_b, scaling, *WALK, out_dtype)
+    y, u = convolution.forward(_as_volume(x), kernel, bias, a, lora_b, scaling, WALK, out_dtype)
     return _as_rows(y), _as_rows(u)
 
 
@@ -41,7 +41,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(gx, gA, gB) for g (N, Cout)."""
     rows, kernels = (_as_volume(g), _as_volume(x)), (_as_kernel(weight), _as_kernel(lora_a))
-    rest: Any = (lora_b, _as_volume(u), scaling, *WALK, need_x, need_adapter)
+    rest: Any = (lora_b, _as_volume(u), scaling, WALK, need_x, need_adapter)
     gx, ga, gb = convolution.backward(*rows, *kernels, *rest)
     return (
         None if gx is None else _as_rows(gx),
