@@ -9,7 +9,7 @@ WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-CODE := medseqft_kit kernels notebooks tests docs .ci
+CODE := medseqft_kit kernels figures notebooks tests docs .ci
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak bench notebooks lint audit docs clean

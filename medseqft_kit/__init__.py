@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medseqft_kit.models.foundation import save_foundation as save_foundation
     from medseqft_kit.phantoms.write import write_phantoms as write_phantoms
     from medseqft_kit.selection.buffer import select as select
+    from medseqft_kit.selection.race import Rules as Rules
     from medseqft_kit.selection.scoring import score_volumes as score_volumes
     from medseqft_kit.tasks.check import check_task as check_task
     from medseqft_kit.tasks.layouts import load_task as load_task
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "FoundationModel": "models.foundation",
     "Preprocessing": "volumes.preprocess",
+    "Rules": "selection.race",
     "Sequence": "tuning.sequence",
     "check_task": "tasks.check",
     "load_foundation": "models.foundation",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "FoundationModel",
     "Preprocessing",
+    "Rules",
     "Sequence",
     "__version__",
     "check_task",

@@ -20,12 +20,20 @@ class Section(BaseModel):
 
 
 class Buffer(Section):
-    """MDS buffer. `k` of None means `share` of the training cases, at least 4."""
+    """The buffer. `k` of None means `share` of the training cases, at least 4."""
 
     k: int | None = Field(None, gt=0, description="cases kept for each task; None: `share` of the training cases")
     share: float = Field(0.1, gt=0, le=1, description="share of the training cases kept where `k` is not given")
     scope: Literal["all", "current"] = Field("all", description="[choice] B_1 ∪ … ∪ B_t, or B_t alone")
-    draws: int = Field(128, ge=16, multiple_of=8, description="random crops and masks for each volume's score")
+    selection: Literal["mds", "highest", "random", "kmeans", "herding"] = Field(
+        "mds", description="[choice] the K lowest MDS scores; the others are for ablation"
+    )
+    certainty: Literal["certified", "approximate", "exhaustive"] = Field(
+        "certified", description="when a race for the K lowest scores decides; `exhaustive`: all draws of every volume"
+    )
+    delta: float = Field(0.05, gt=0, lt=1, description="probability that a certified choice is wrong")
+    tolerance: float = Field(0.0, ge=0, description="scores that differ by less are ties")
+    max_draws: int = Field(1000, ge=16, multiple_of=8, description="most crops and masks of a volume")
 
 
 class Distill(Section):

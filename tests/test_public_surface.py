@@ -16,7 +16,7 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.plan import TaskPlan
 
 SETTINGS = {
-    "strategy": {"buffer": {"k": 2, "draws": 16}, "lora": {"rank": 2}},
+    "strategy": {"buffer": {"k": 2, "max_draws": 16}, "lora": {"rank": 2}},
     "budget": {"steps": 2, "batch": 1, "checks": 1, "validation_cases": 1},
 }
 
@@ -64,6 +64,7 @@ def _save(given: dict[str, Any], out: Path) -> None:
 
 CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "FoundationModel": lambda given, out: mk.FoundationModel.build(size="tiny", patch=(8, 8, 8)),
+    "Rules": lambda given, out: mk.Rules(method="approximate", max_draws=64),
     "Preprocessing": lambda given, out: mk.Preprocessing(spacing=(1.0, 1.0, 1.0)),
     "Sequence": _add,
     "check_task": lambda given, out: mk.check_task(given["task"]),
@@ -71,7 +72,9 @@ CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "load_task": lambda given, out: mk.load_task(given["task"].root),
     "predict": lambda given, out: mk.predict(given["predictor"], given["image"], np.eye(4)),
     "save_foundation": _save,
-    "score_volumes": lambda given, out: mk.score_volumes(given["model"], given["task"], draws=16, store=out),
+    "score_volumes": lambda given, out: mk.score_volumes(
+        given["model"], given["task"], 1, rules=mk.Rules(max_draws=16), store=out, journal=out / "draws"
+    ),
     "select": lambda given, out: mk.select(given["scores"], k=1, task="liver"),
     "write_phantoms": lambda given, out: mk.write_phantoms(out / "p", cases=1, shape=(24, 24, 24)),
 }

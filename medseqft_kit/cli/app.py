@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/configuration.md.")]
+FoundationArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Weights of M_0 (safetensors).")]
+Selection = Literal["mds", "highest", "random", "kmeans", "herding"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `medseqft run`.")]
 
 
@@ -137,28 +139,46 @@ def add(
 
 @app.command()
 def score(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Weights of M_0 (safetensors).")],
+    model: FoundationArgument,
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A data set; labels are not read.")],
     out: Out,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Cases in the buffer.")],
-    max_draws: Annotated[int, typer.Option("--max-draws", min=16, help="Random crops and masks a volume.")] = 128,
+    max_draws: Annotated[int, typer.Option("--max-draws", min=16, help="Most crops and masks of a volume.")] = 1000,
+    approximate: Annotated[bool, typer.Option("--approximate", help="Decide by normal intervals: cheaper.")] = False,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="All draws of every volume, as the paper.")] = False,
+    delta: Annotated[float, typer.Option(help="Probability that a certified choice is wrong.")] = 0.05,
+    tolerance: Annotated[float, typer.Option(help="Scores that differ by less are ties.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Draws the crops and masks.")] = 0,
 ) -> None:
-    """MDS: score every training volume with M_0's own SSL loss; write scores.csv and buffer.json."""
-    from medseqft_kit.models.foundation import load_foundation
-    from medseqft_kit.progress import rich_progress
-    from medseqft_kit.selection.buffer import select, write_buffer, write_scores
-    from medseqft_kit.selection.scoring import score_volumes
-    from medseqft_kit.tasks.layouts import load_task
+    """MDS: race for the K volumes with the lowest SSL loss of M_0; write scores.csv and buffer.json.
 
-    foundation, task = load_foundation(model), load_task(dataset)
-    with rich_progress() as progress:
-        scores = score_volumes(foundation, task, draws=max_draws, seed=seed, store=out / "store", progress=progress)
-    write_scores(out / "scores.csv", scores)
-    buffer = select(scores, top_k)
-    write_buffer(out / "buffer.json", buffer)
-    typer.echo("\n".join(buffer.cases))
-    typer.echo(f"scores: {out / 'scores.csv'}   buffer: {out / 'buffer.json'}")
+    Interrupted, the same command goes on. Several processes share the work: accelerate launch -m medseqft_kit score …
+    """
+    from medseqft_kit.cli.selection import score_dataset
+    from medseqft_kit.errors import ConfigError
+    from medseqft_kit.selection.race import Method, Rules
+
+    if approximate and exhaustive:
+        raise ConfigError("a race is approximate or exhaustive.", found="--approximate --exhaustive", expected="one")
+    method: Method = "approximate" if approximate else "exhaustive" if exhaustive else "certified"
+    score_dataset(model, dataset, out, top_k, Rules(method, delta, tolerance, max_draws), seed)
+
+
+@app.command()
+def select(
+    model: FoundationArgument,
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A data set; labels are not read.")],
+    out: Out,
+    method: Annotated[Selection, typer.Option(help="How.")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Cases in the buffer.")],
+    max_draws: Annotated[int, typer.Option("--max-draws", min=16, help="Most crops and masks of a volume.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Draws whatever is random.")] = 0,
+) -> None:
+    """Fill a buffer by MDS or one of its alternatives; write buffer.json, and scores.csv where there are scores."""
+    from medseqft_kit.cli.selection import select_cases
+    from medseqft_kit.settings import Buffer as BufferSettings
+
+    select_cases(model, dataset, out, BufferSettings(selection=method, k=top_k, max_draws=max_draws), seed)
 
 
 @app.command()

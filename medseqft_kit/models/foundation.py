@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -14,8 +16,12 @@ from torch import Tensor, nn
 from medseqft_kit.errors import ModelError
 from medseqft_kit.models.precision import channels_last_
 from medseqft_kit.models.registry import Features, build_backbone
+from medseqft_kit.models.ssl_heads import build_ssl_head
 from medseqft_kit.randomness import seeded_torch
 from medseqft_kit.runs.atomic import write_tensors
+
+MASKED: Mapping[str, object] = MappingProxyType({"name": "masked", "ratio": 0.5, "block": 4})
+"""The objective of models that are made here."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class ModelSpec:
     size: str = "small"
     channels: int = 1
     patch: tuple[int, int, int] = (32, 32, 32)
-    objective: Mapping[str, object] = field(default_factory=lambda: {"name": "masked", "ratio": 0.5, "block": 4})
+    objective: Mapping[str, object] = field(default_factory=lambda: dict(MASKED))
 
 
 class FoundationModel(nn.Module):
@@ -38,6 +44,9 @@ class FoundationModel(nn.Module):
 
     Build one with :meth:`build` or :func:`load_foundation`; the constructor only assembles.
     """
+
+    ssl_head: Any
+    """What the objective reads: the module that :mod:`~medseqft_kit.models.ssl_heads` builds for it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -51,7 +60,7 @@ class FoundationModel(nn.Module):
                 expected=f"multiples of {self.backbone.stride}, at least {self.backbone.smallest}",
                 next_step="set `model.patch`",
             )
-        self.ssl_head = nn.Conv3d(self.backbone.width, spec.channels, 1)
+        self.ssl_head = build_ssl_head(self.backbone, spec.channels, spec.objective)
         self.heads = nn.ModuleDict()
 
     @classmethod
@@ -63,10 +72,11 @@ class FoundationModel(nn.Module):
         channels: int = 1,
         patch: tuple[int, int, int] = (32, 32, 32),
         seed: int = 0,
+        objective: Mapping[str, object] = MASKED,
     ) -> FoundationModel:
         """A freshly initialised model; the same seed gives the same weights, and no global random state is touched."""
         with seeded_torch(seed, "model"):
-            return cls(ModelSpec(architecture, size, channels, (patch[0], patch[1], patch[2])))
+            return cls(ModelSpec(architecture, size, channels, (patch[0], patch[1], patch[2]), dict(objective)))
 
     @property
     def head_classes(self) -> dict[str, int]:
@@ -78,7 +88,7 @@ class FoundationModel(nn.Module):
         return self.backbone(image)
 
     def reconstruct(self, features: Features) -> Float[Tensor, "b c d h w"]:
-        """The SSL head's reconstruction of the crop."""
+        """The SSL head's reconstruction of the crop, where the objective is one of the masked ones."""
         return self.ssl_head(features.decoded)
 
     def logits(self, features: Features, task: str) -> Float[Tensor, "b k d h w"]:

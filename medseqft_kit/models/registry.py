@@ -46,10 +46,27 @@ class Backbone(nn.Module, ABC):
     net: Any
     width: int
     """Channels F of the decoded features."""
+    widths: tuple[int, ...]
+    """Channels of the stages."""
+    coarsest: int
+    """Voxels of the crop along the side of one voxel of the last stage."""
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "b c d h w"]) -> Features:
         """Features of a batch of crops."""
+
+    @abstractmethod
+    def stages(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        """`Features.stages` alone, without the decoder's cost."""
+
+    def skips(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        """What the encoder hands to the decoder, from fine to coarse; `skip_widths` channels."""
+        return self.stages(image)
+
+    @property
+    def skip_widths(self) -> tuple[int, ...]:
+        """Channels of :meth:`skips`."""
+        return self.widths
 
 
 class SegResNetBackbone(Backbone):
@@ -67,6 +84,8 @@ class SegResNetBackbone(Backbone):
         super().__init__()
         settings = self.sizes[size]
         self.width = settings["init_filters"]
+        self.widths = tuple(self.width * 2**level for level in range(len(settings["blocks_down"])))
+        self.coarsest = 2 ** (len(self.widths) - 1)
         self.net = SegResNet(spatial_dims=3, in_channels=channels, out_channels=1, **settings)
         self.net.conv_final[2] = nn.Identity()
 
@@ -74,6 +93,9 @@ class SegResNetBackbone(Backbone):
         bottom, stages = self.net.encode(image)
         # `decode` reads the stages from coarse to fine; the list is MONAI's own and reversed for it alone.
         return Features(tuple(stages), self.net.decode(bottom, list(reversed(stages))))
+
+    def stages(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        return tuple(self.net.encode(image)[1])
 
 
 class SwinUNETRBackbone(Backbone):
@@ -89,6 +111,8 @@ class SwinUNETRBackbone(Backbone):
     def __init__(self, size: str, channels: int) -> None:
         super().__init__()
         self.width = self.sizes[size]["feature_size"]
+        self.widths = tuple(self.width * 2**level for level in range(5))
+        self.coarsest = 32
         self.net = SwinUNETR(in_channels=channels, out_channels=1, **self.sizes[size])
         self.net.out = nn.Identity()
 
@@ -101,6 +125,18 @@ class SwinUNETRBackbone(Backbone):
         up = net.decoder3(up, net.encoder3(hidden[1]))
         up = net.decoder2(up, net.encoder2(hidden[0]))
         return Features(tuple(hidden), net.decoder1(up, net.encoder1(image)))
+
+    def stages(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        return tuple(self.net.swinViT(image, self.net.normalize))
+
+    def skips(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        net, hidden = self.net, self.stages(image)
+        fine = (net.encoder1(image), net.encoder2(hidden[0]), net.encoder3(hidden[1]), net.encoder4(hidden[2]))
+        return (*fine, net.encoder10(hidden[4]))
+
+    @property
+    def skip_widths(self) -> tuple[int, ...]:
+        return (self.width, self.width, 2 * self.width, 4 * self.width, 16 * self.width)
 
 
 ARCHITECTURES: dict[str, type[SegResNetBackbone] | type[SwinUNETRBackbone]] = {

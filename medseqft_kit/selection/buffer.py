@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +29,16 @@ class Buffer:
     cases
         Ids, the most similar first.
     ties
-        Ids, inside or outside, whose interval contains the boundary: the midpoint between the K-th and the (K+1)-th
-        score. Each of them could be on the other side. Lowest score first; empty where all cases are taken.
+        Ids, inside or outside, that could as well be on the other side. Lowest score first; empty where all cases are
+        taken.
     passes
         Forward passes that the choice cost.
     settings
         What the choice depends on.
+    certificate
+        What a race proved: ``method``, ``delta`` and ``tolerance``; of its K (N − K) ``pairs`` of a chosen case and
+        another how many are ``separated``; the others are the ``ties``; ``repeat``, the estimated probability that an
+        independent repeat chooses the same cases. Empty where nothing raced for this K.
     """
 
     task: str
@@ -41,10 +46,12 @@ class Buffer:
     ties: tuple[str, ...] = ()
     passes: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
+    certificate: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Plain values, in the order of the fields."""
-        return {**asdict(self), "cases": list(self.cases), "ties": list(self.ties), "settings": dict(self.settings)}
+        plain = {"cases": list(self.cases), "ties": list(self.ties)}
+        return {**asdict(self), **plain, "settings": dict(self.settings), "certificate": dict(self.certificate)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Buffer:
@@ -55,7 +62,7 @@ class Buffer:
         DataError
             If a field is missing, unknown or of another kind.
         """
-        kinds = {"task": str, "cases": list, "ties": list, "passes": int, "settings": dict}
+        kinds = {"task": str, "cases": list, "ties": list, "passes": int, "settings": dict, "certificate": dict}
         if value.keys() != kinds.keys() or not all(isinstance(value[name], kind) for name, kind in kinds.items()):
             expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise DataError("this is not a buffer.", found=", ".join(value) or "nothing", expected=expected)
@@ -72,39 +79,51 @@ def buffer_size(train_cases: int, share: float = 0.1, minimum: int = 4) -> int:
     return min(train_cases, max(minimum, math.floor(share * train_cases + 0.5)))
 
 
-def select(scores: pd.DataFrame, k: int, *, task: str | None = None) -> Buffer:
+def select(scores: pd.DataFrame, k: int | None = None, *, task: str | None = None) -> Buffer:
     """The `k` cases with the lowest scores; equal scores are taken in the order of their ids.
 
     Parameters
     ----------
     scores
-        A table as :func:`~medseqft_kit.selection.scoring.score_volumes` returns it, in any order of rows.
+        A table as :func:`~medseqft_kit.selection.scoring.score_volumes` returns it, in any order of rows. For the K
+        that it raced for, it knows the cases, the ties and the certificate. For another K, and for a table read from a
+        file, which has forgotten the race, ties are the cases whose interval contains the boundary: the midpoint
+        between the K-th and the (K+1)-th score.
+    k
+        None: the K of the race.
     task
-        The buffer's task; by default the one that `score_volumes` noted in the table (a table read from a file has
-        forgotten it).
+        The buffer's task; by default the one that `score_volumes` noted in the table.
 
     Raises
     ------
     ConfigError
-        If `k` is not between 1 and the number of cases.
+        If `k` is not between 1 and the number of cases, or None where nothing raced.
     DataError
         If columns are missing or a case has two rows.
     NumericsError
         If a score or a bound is not a number.
     """
+    race: dict[str, Any] = scores.attrs.get("race", {"chosen": []})
+    k = k or len(race["chosen"])
     _check(scores, k)
     ranked = scores.sort_values(["mean", "case"], kind="stable", ignore_index=True)
-    ties: list[str] = []
-    if k < len(ranked):
-        boundary = ranked["mean"].iloc[k - 1 : k + 1].mean()
-        ties = ranked["case"][ranked["low"].le(boundary) & ranked["high"].ge(boundary)].tolist()
+    raced = k == len(race["chosen"])
+    tied = {case for pair in race["certificate"]["ties"] for case in pair} if raced else _at_the_boundary(ranked, k)
     return Buffer(
         task=str(scores.attrs.get("task", "")) if task is None else task,
-        cases=tuple(ranked["case"].iloc[:k]),
-        ties=tuple(ties),
+        cases=tuple(race["chosen"] if raced else ranked["case"].iloc[:k]),
+        ties=tuple(case for case in ranked["case"] if case in tied),
         passes=int(scores["draws"].sum()),
-        settings={"k": k, **scores.attrs.get("settings", {})},
+        settings={**scores.attrs.get("settings", {}), "k": k},
+        certificate=race["certificate"] if raced else {},
     )
+
+
+def _at_the_boundary(ranked: pd.DataFrame, k: int) -> set[str]:
+    if k == len(ranked):
+        return set()
+    boundary = ranked["mean"].iloc[k - 1 : k + 1].mean()
+    return set(ranked["case"][ranked["low"].le(boundary) & ranked["high"].ge(boundary)])
 
 
 def _check(scores: pd.DataFrame, k: int) -> None:

@@ -1,96 +1,142 @@
 """Maximum Data Similarity: how close a volume is to what M_0 was pre-trained on (Ye et al., arXiv 2509.06096).
 
-s(x) is the mean, over fresh crops and fresh masks, of the loss M_0 was pre-trained with, through its own SSL head; a
-low score means close. No labels are used.
+s(x) is the mean, over fresh crops and fresh pretexts, of the loss M_0 was pre-trained with, through its own SSL head;
+a low score means close. No labels are used. What is wanted are the K lowest, so volumes race for them: see
+:mod:`~medseqft_kit.selection.race`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from scipy import stats
 
-from medseqft_kit.errors import DataError
+from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.progress import Progress, silent
-from medseqft_kit.selection.draws import BLOCK
-from medseqft_kit.selection.losses import loss_table
-from medseqft_kit.settings import Buffer as BufferSettings
+from medseqft_kit.selection.buffer import buffer_size
+from medseqft_kit.selection.controls import CONTROLS
+from medseqft_kit.selection.draws import block_sizes
+from medseqft_kit.selection.engine import Engine, Speed
+from medseqft_kit.selection.journal import Journal, weights_hash
+from medseqft_kit.selection.race import Race, Rules, Verdict
+from medseqft_kit.selection.ranks import Ranks
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.volumes.preprocess import Preprocessing
 from medseqft_kit.volumes.store import TaskVolumes, prepare
-
-DRAWS = BufferSettings().draws
-CONFIDENCE = 0.95
-"""Confidence of `low` and `high`."""
 
 
 def score_volumes(
     model: FoundationModel,
     volumes: TaskVolumes | Task,
+    k: int | None = None,
     *,
-    draws: int = DRAWS,
+    rules: Rules | None = None,
     seed: int = 0,
-    batch: int = 16,
     precision: Precision | None = None,
+    speed: Speed | None = None,
     progress: Progress = silent,
-    preprocessing: Preprocessing | None = None,
     store: Path | None = None,
+    journal: Path | None = None,
 ) -> pd.DataFrame:
-    """Score every volume with the same draws.
+    """Score volumes with M_0's own loss until the K most similar are known.
 
     Parameters
     ----------
     volumes
-        Preprocessed volumes; or a task, whose labelled cases are then preprocessed by `preprocessing` into `store`
-        (default settings, a temporary folder).
-    draws
-        Crops with a mask for each volume: a multiple of 8, at least 16. The paper makes about 1000.
-    batch
-        Crops in one forward pass; scores depend on it only to rounding.
+        Preprocessed volumes; or a task, whose labelled cases are then preprocessed into `store` (default settings, a
+        temporary folder).
+    k
+        How many are wanted; None: :func:`~medseqft_kit.selection.buffer.buffer_size` of the number of volumes.
+    rules
+        Certified (default), approximate or exhaustive; delta, tolerance and the most draws of a volume.
+    precision
+        Device and number format; chosen by :func:`~medseqft_kit.models.precision.resolve_precision` where None.
+    journal
+        Folder that remembers the losses: an interrupted call, made again, goes on from there.
 
     Returns
     -------
-    One row a case, in the order of the volumes: ``case``; ``mean``, the score; ``low`` and ``high``, the two-sided 95 %
-    Student-t interval of the score, computed on the means of the blocks of 8 draws; ``draws``. Intervals of different
-    cases share their draws, so two scores may differ clearly though their intervals overlap.
-    ``attrs`` names the task and the settings, which :func:`~medseqft_kit.selection.buffer.select` hands on.
+    One row a case, in the order of the volumes: ``case``; ``mean``, the score; ``low`` and ``high``, its interval;
+    ``draws``, what it cost. In a certified race all intervals together hold with probability 1 − delta, at whatever
+    moment it ends; else each holds with 1 − delta, by Student's t (exhaustive) or the normal distribution. Volumes
+    share their draws, so two scores may differ clearly though their intervals overlap. ``attrs`` holds task, settings
+    and the race's verdict, which :func:`~medseqft_kit.selection.buffer.select` hands on.
 
     Raises
     ------
-    ConfigError, ModelError, NumericsError
-        As :func:`~medseqft_kit.selection.losses.loss_table` does.
+    ConfigError
+        If `k` or the number of draws cannot be used.
+    ModelError
+        If the model reads another number of channels than the volumes have.
+    NumericsError
+        If a loss is not finite; the case is named.
     """
-    precision = precision or resolve_precision()
-    with _prepared(volumes, preprocessing, store, progress) as ready:
-        table = loss_table(model, ready, draws=draws, seed=seed, batch=batch, precision=precision, progress=progress)
-        scores = summarise(ready.cases, table)
-    settings = {"method": "mds", "draws": draws, "seed": seed, "precision": precision.name}
-    scores.attrs = {"task": ready.task.name, "settings": settings}
+    rules, precision, speed = rules or Rules(), precision or resolve_precision(), speed or Speed()
+    sizes = block_sizes(rules.max_draws)
+    with _prepared(volumes, store, progress) as ready:
+        names = ready.cases
+        k = buffer_size(len(names)) if k is None else k
+        if not 1 <= k <= len(names):
+            raise ConfigError("a race for these places cannot be run.", found=f"k = {k}", expected=f"1 to {len(names)}")
+        with_controls = rules.method != "exhaustive"
+        engine = Engine(model, ready, precision, seed=seed, speed=speed, with_controls=with_controls)
+        settings = {"selection": "mds", "k": k, **asdict(rules), "seed": seed, "precision": precision.name}
+        facts = {"model": weights_hash(model), "volumes": dict(ready.keys), "settings": settings}
+        book = Journal.open(journal, facts)
+        race = Race(len(names), k, sizes, rules, CONTROLS if with_controls else 0)
+        _run(race, engine, names, book, partial(progress, f"scoring {ready.task.name}"))
+    verdict = race.verdict()
+    columns = {"mean": verdict.mean, "low": verdict.low, "high": verdict.high, "draws": verdict.draws}
+    scores = pd.DataFrame({"case": list(names), **columns})
+    scores.attrs = {"task": ready.task.name, "settings": settings, "race": _named(verdict, names, rules)}
     return scores
 
 
-def summarise(cases: Sequence[str], losses: Float[np.ndarray, "volumes draws"]) -> pd.DataFrame:
-    """The table of scores that losses give: mean and Student-t interval on the means of blocks of 8 draws."""
-    volumes, draws = losses.shape
-    blocks = losses.reshape(volumes, draws // BLOCK, BLOCK).mean(axis=2)
-    mean = blocks.mean(axis=1)
-    count = blocks.shape[1]
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * blocks.std(axis=1, ddof=1) / np.sqrt(count)
-    return pd.DataFrame({"case": list(cases), "mean": mean, "low": mean - half, "high": mean + half, "draws": draws})
+def _run(
+    race: Race, engine: Engine, cases: Sequence[str], journal: Journal, progress: Callable[[int, int], None]
+) -> None:
+    """Block after block of the volumes that are still in the race."""
+    ranks, sizes = Ranks.here(), race.means.sizes
+    total = len(cases) * int(sizes.sum())
+    progress(0, total)
+    while (step := race.next) is not None:
+        names = [cases[i] for i in step.members.tolist()]
+        found = journal.read(step.block, names)
+        if found is None:
+            found = ranks.losses(engine, names, step.block, step.size)
+            if ranks.first:
+                journal.note(step.block, names, found)
+        race.add(found.loss, found.controls)
+        progress(total - len(race.active) * int(sizes[race.means.blocks :].sum()), total)
+
+
+def _named(verdict: Verdict, cases: Sequence[str], rules: Rules) -> dict[str, object]:
+    """The verdict by the names of the cases, as plain values."""
+    pairs = len(verdict.chosen) * (len(cases) - len(verdict.chosen))
+    return {
+        "chosen": [cases[i] for i in verdict.chosen],
+        "undecided": [case for case, certain in zip(cases, verdict.certain, strict=True) if not certain],
+        "certificate": {
+            "method": rules.method,
+            "delta": rules.delta,
+            "tolerance": rules.tolerance,
+            "pairs": pairs,
+            "separated": verdict.separated,
+            "ties": [[cases[i], cases[j]] for i, j in verdict.ties],
+            "repeat": verdict.repeat,
+        },
+    }
 
 
 @contextmanager
-def _prepared(
-    volumes: TaskVolumes | Task, preprocessing: Preprocessing | None, store: Path | None, progress: Progress
-) -> Iterator[TaskVolumes]:
+def _prepared(volumes: TaskVolumes | Task, store: Path | None, progress: Progress) -> Iterator[TaskVolumes]:
     if not isinstance(volumes, Task):
         yield volumes
         return
@@ -98,5 +144,4 @@ def _prepared(
         raise DataError(f"task {volumes.name} has no labelled case to score.", expected="at least one case")
     cases = [case.id for case in volumes.cases]
     with TemporaryDirectory(prefix="medseqft-") as temporary:
-        folder = store or Path(temporary)
-        yield prepare(volumes, preprocessing or Preprocessing(), cases, folder, progress=progress)
+        yield prepare(volumes, Preprocessing(), cases, store or Path(temporary), progress=progress)

@@ -1,4 +1,4 @@
-"""Making an M_0: masked reconstruction of unlabelled volumes."""
+"""Making an M_0: self-supervised training on unlabelled volumes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from medseqft_kit.config import Model, Pretrain
-from medseqft_kit.errors import DataError
+from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import resolve_precision
-from medseqft_kit.objectives.masked import objective_of
+from medseqft_kit.objectives.base import Objective, crops_of, stacked
+from medseqft_kit.objectives.registry import objective_of, specification
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.randomness import numpy_generator
 from medseqft_kit.runs.history import write_rows
@@ -44,6 +44,8 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
     ------
     DataError
         If no image is left, or data sets differ in their number of channels.
+    ConfigError
+        If the objective's loss is defined over blocks of draws of one volume.
     """
     settings = plan.settings
     entries = [entry for path in plan.pretrain.data for entry in _entries(plan, path, folder / "store", progress)]
@@ -56,21 +58,25 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
             next_step="correct `foundation.pretrain.data`",
         )
     model = FoundationModel.build(
-        plan.model.architecture, plan.model.size, channels=channels.pop(), patch=plan.model.patch, seed=settings.seed
+        plan.model.architecture,
+        plan.model.size,
+        channels=channels.pop(),
+        patch=plan.model.patch,
+        seed=settings.seed,
+        objective=specification(plan.pretrain.objective),
     )
     precision = resolve_precision(settings.compute.precision, settings.compute.device)
     precision.place_(model).train()
-    source = BatchSource(
-        tuple(entries), plan.model.patch, plan.pretrain.batch, settings.seed, "pretraining", labelled=False
-    )
-    objective = objective_of(model)
+    objective = _trainable(objective_of(model))
+    region = objective.region(plan.model.patch)
+    source = BatchSource(tuple(entries), region, plan.pretrain.batch, settings.seed, "pretraining", labelled=False)
 
     def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         image = batches[0].image
-        shape = (image.shape[2], image.shape[3], image.shape[4])
         draws = (numpy_generator(settings.seed, "pretraining mask", step, i) for i in range(len(image)))
-        mask = torch.stack([objective.draw_mask(shape, rng) for rng in draws]).to(image.device)
-        return {"reconstruction": objective.losses(model, image, mask).mean()}
+        pretext = stacked([objective.draw(region, rng) for rng in draws])
+        pretext = {name: value.to(image.device) for name, value in pretext.items()}
+        return {"reconstruction": objective.losses(model, crops_of(image, pretext), pretext).mean()}
 
     rows = train(
         Training(
@@ -90,6 +96,17 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
     )
     write_rows(folder / "pretraining.jsonl", rows)
     return model.eval()
+
+
+def _trainable(objective: Objective) -> Objective:
+    if objective.joint:
+        raise ConfigError(
+            f"pre-training with the objective {objective.name} is not offered.",
+            found="a loss over the 8 draws of a block of one volume",
+            expected="an objective whose crops have losses of their own: a batch here is one crop of each image",
+            next_step="set `foundation.pretrain.objective`, or start from weights that were pre-trained so",
+        )
+    return objective
 
 
 def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> list[tuple[TaskVolumes, str]]:

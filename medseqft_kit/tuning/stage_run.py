@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from medseqft_kit.randomness import derived_seed
 from medseqft_kit.runs.atomic import write_json, write_tensors
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import Row, read_rows, timed, write_rows
-from medseqft_kit.selection.buffer import Buffer, buffer_size, read_buffer, select, write_buffer, write_scores
-from medseqft_kit.selection.scoring import score_volumes
+from medseqft_kit.selection.buffer import Buffer, read_buffer, write_buffer, write_scores
+from medseqft_kit.selection.choose import choose
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.phases.base import Phase, Stage
 from medseqft_kit.tuning.plan import Cases, TaskPlan
@@ -92,23 +93,25 @@ def _placed(context: Context, model: FoundationModel) -> FoundationModel:
 
 
 def _buffer(context: Context, index: int, folder: Path) -> Entries:
-    """The MDS buffer of this stage: scored with M_0, then joined with the earlier ones if the scope says so."""
+    """The buffer of this stage: chosen with M_0, then joined with the earlier ones if the scope says so."""
     name = context.run.stages[index]["task"]
-    task, chosen = context.tasks[name], context.settings.strategy.buffer
     if not (folder / "buffer.json").is_file():
-        volumes = replace(task.volumes, cases=task.cases.train)
-        with timed(folder / "timing.jsonl", "selection", images=len(task.cases.train) * chosen.draws):
-            scores = score_volumes(
+        task = context.tasks[name]
+        with timed(folder / "timing.jsonl", "selection") as facts:
+            buffer, scores = choose(
                 context.foundation,
-                volumes,
-                draws=chosen.draws,
+                replace(task.volumes, cases=task.cases.train),
+                context.settings.strategy.buffer,
                 seed=derived_seed(context.settings.seed, "selection", name),
                 precision=context.precision,
                 progress=context.progress,
+                journal=folder / "draws",
             )
-        write_scores(folder / "scores.csv", scores)
-        size = min(chosen.k, len(volumes.cases)) if chosen.k else buffer_size(len(volumes.cases), chosen.share)
-        write_buffer(folder / "buffer.json", replace(select(scores, size), task=name))
+            facts["images"] = buffer.passes
+        if scores is not None:
+            write_scores(folder / "scores.csv", scores)
+        write_buffer(folder / "buffer.json", replace(buffer, task=name))
+        shutil.rmtree(folder / "draws", ignore_errors=True)
     joined = range(index + 1) if _joins(context) else range(index, index + 1)
     buffers = [read_buffer(context.run.stage_folder(i) / "buffer.json") for i in joined]
     return tuple(entry for buffer in buffers for entry in _entries(context, buffer))

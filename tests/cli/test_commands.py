@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 import yaml
 
-COMMANDS = ("demo", "phantoms", "check", "pretrain", "run", "add", "score", "predict", "evaluate", "report", "doctor")
+COMMANDS = (
+    "demo",
+    "phantoms",
+    "check",
+    "pretrain",
+    "run",
+    "add",
+    "score",
+    "select",
+    "predict",
+    "evaluate",
+    "report",
+    "doctor",
+)
 
 
 def _medseqft(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +45,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "foundation": {"pretrain": {"data": ["data/Phantom00_Unlabelled"], "steps": 3, "batch": 2, "cases": 3}},
         "model": {"size": "tiny", "patch": [8, 8, 8]},
         "tasks": [{"name": "liver", "data": "data/Phantom01_Liver", "train_cases": 2}],
-        "strategy": {"buffer": {"k": 2, "draws": 16}, "lora": {"rank": 2}},
+        "strategy": {"buffer": {"k": 2, "max_draws": 16}, "lora": {"rank": 2}},
         "budget": {"steps": 3, "batch": 1, "checks": 1, "validation_cases": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -91,12 +104,47 @@ def test_the_next_task_is_added_and_the_old_one_shown_again(run: Path, workspace
     assert len(stages) == 3  # adapted and merged before, merged after
 
 
-def test_score_writes_scores_and_buffer(run: Path, workspace: Path, tmp_path: Path) -> None:
+def test_score_writes_scores_and_buffer_and_goes_on_where_it_stopped(
+    run: Path, workspace: Path, tmp_path: Path
+) -> None:
     weights, data = run / "foundation.safetensors", workspace / "data" / "Phantom01_Liver"
-    result = _medseqft("score", weights, data, "--top-k", "2", "--max-draws", "16", "--out", tmp_path)
+    command = ("score", weights, data, "--top-k", "2", "--max-draws", "32", "--out", tmp_path)
+    result = _medseqft(*command)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "scores.csv").read_text().splitlines()[0] == "case,mean,low,high,draws"
-    assert len(yaml.safe_load((tmp_path / "buffer.json").read_text())["cases"]) == 2
+    buffer = yaml.safe_load((tmp_path / "buffer.json").read_text())
+    assert len(buffer["cases"]) == 2
+    assert buffer["certificate"]["pairs"] == 2 * 3
+    assert "of 6 pairs told apart (certified, delta 0.05)" in result.stdout
+    blocks = sorted((tmp_path / "draws").glob("block_*.npz"))
+    blocks[1].unlink()  # as if it had been interrupted
+    kept = {path: path.stat().st_mtime_ns for path in blocks if path != blocks[1]}
+    assert _medseqft(*command).stdout == result.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert blocks[1].is_file()
+
+
+@pytest.mark.parametrize("method", ["mds", "highest", "random", "kmeans", "herding"])
+def test_select_fills_a_buffer_in_every_way(method: str, run: Path, workspace: Path, tmp_path: Path) -> None:
+    weights, data = run / "foundation.safetensors", workspace / "data" / "Phantom01_Liver"
+    result = _medseqft(
+        "select", weights, data, "--method", method, "--top-k", "2", "--max-draws", "16", "--out", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    buffer = yaml.safe_load((tmp_path / "buffer.json").read_text())
+    assert len(buffer["cases"]) == 2
+    assert buffer["settings"]["selection"] == method
+    assert (tmp_path / "scores.csv").is_file() == (method in ("mds", "highest"))
+    assert result.stdout.splitlines()[:2] == buffer["cases"]
+
+
+def test_a_race_cannot_be_both_approximate_and_exhaustive(run: Path, workspace: Path, tmp_path: Path) -> None:
+    weights, data = run / "foundation.safetensors", workspace / "data" / "Phantom01_Liver"
+    both = ("--approximate", "--exhaustive")
+    result = _medseqft("score", weights, data, "--top-k", "2", *both, "--out", tmp_path)
+    assert result.returncode != 0
+    assert "--approximate --exhaustive" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_check_ends_with_one_on_errors_and_zero_without(workspace: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from medseqft_kernels.masked_reconstruction_loss.cases import CASES, Case
 from medseqft_kernels.masked_reconstruction_loss.choice import Asked, candidates, choose
 from medseqft_kernels.masked_reconstruction_loss.reference import reference
 from medseqft_kernels.tolerance import TOLERANCE, relative_error
+from medseqft_kit.objectives.base import crops_of
 from medseqft_kit.objectives.masked import MaskedReconstruction
 
 INTERPRETED = int(os.environ.get("MEDSEQFT_INTERPRETER_EXAMPLES", 25))
@@ -132,14 +133,16 @@ def test_it_is_the_loss_that_the_kits_objective_computes():
 
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(3, 2, 4, 5, 6, generator=draw)
-    mask = torch.rand(3, 4, 5, 6, generator=draw) < 0.4
+    pretext = {"mask": torch.rand(3, 4, 5, 6, generator=draw) < 0.4}
+    crops = crops_of(image, pretext)
     jaxtyping.config.update("jaxtyping_disable", True)  # the objective asks for a FoundationModel
     try:
-        want = MaskedReconstruction.losses.__wrapped__(MaskedReconstruction(), Echo(), image, mask)
+        found = MaskedReconstruction.losses.__wrapped__(MaskedReconstruction(), Echo(), crops, pretext)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
-    restored = image.masked_fill(mask[:, None], 0.0) * 0.5 + 1
-    assert relative_error(masked_reconstruction_loss(restored, image, mask[:, None]), want) < TOLERANCE[torch.float32]
+    hidden = zip(image, pretext["mask"], strict=True)
+    want = torch.stack([(1 - each[:, mask]).square().mean() for each, mask in hidden])  # Echo makes 1 of what is hidden
+    assert relative_error(found, want) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

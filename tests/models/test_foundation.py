@@ -12,7 +12,15 @@ from torch import nn
 
 from medseqft_kit.errors import ModelError
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy, load_foundation, save_foundation
-from medseqft_kit.models.registry import ARCHITECTURES
+from medseqft_kit.models.registry import ARCHITECTURES, build_backbone
+
+OBJECTIVES: list[dict[str, object]] = [
+    {"name": "masked", "ratio": 0.25},
+    {"name": "mae"},
+    {"name": "triple", "temperature": 0.1},
+    {"name": "position"},
+    {"name": "position", "projection": 4, "grid": [2, 1, 1]},
+]
 
 
 def _as_monai(model: FoundationModel, task: str) -> dict[str, torch.Tensor]:
@@ -43,6 +51,8 @@ def test_backbone_and_head_are_the_plain_monai_network(
         torch.testing.assert_close(model.logits(features, "task"), network.eval()(image))
     sides = [stage.shape[-1] for stage in features.stages]
     assert sides == sorted(sides, reverse=True)
+    with torch.no_grad():
+        assert all(torch.equal(*pair) for pair in zip(model.backbone.stages(image), features.stages, strict=True))
     assert features.decoded.shape == (1, model.backbone.width, patch, patch, patch)
     assert list(features.named()) == [*(f"stage_{i}" for i in range(len(sides))), "decoded"]
 
@@ -57,8 +67,23 @@ def test_every_size_of_every_architecture_builds() -> None:
     assert built == 7
 
 
-def test_saved_and_loaded_models_are_equal(tmp_path: Path) -> None:
-    model = FoundationModel.build(size="tiny", patch=(8, 16, 8), channels=2, seed=3)
+def test_widths_and_scale_of_stages_and_skips_are_told_right() -> None:
+    told = 0
+    for name, kind in ARCHITECTURES.items():
+        for size in kind.sizes:
+            backbone = build_backbone(name, size, 1).to("meta")  # shapes alone
+            image = torch.empty(1, 1, 64, 64, 64, device="meta")
+            stages, skips = backbone.stages(image), backbone.skips(image)
+            assert tuple(stage.shape[1] for stage in stages) == backbone.widths
+            assert tuple(skip.shape[1] for skip in skips) == backbone.skip_widths
+            assert stages[-1].shape[2:] == (64 // backbone.coarsest,) * 3
+            told += 1
+    assert told == 7
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: str(each["name"]))
+def test_saved_and_loaded_models_are_equal(objective: dict[str, object], tmp_path: Path) -> None:
+    model = FoundationModel.build(size="tiny", patch=(8, 16, 8), channels=2, seed=3, objective=objective)
     model.add_head_("liver", 3)
     model.add_head_("lungs", 2)
     save_foundation(model, tmp_path / "m.safetensors")
@@ -67,6 +92,9 @@ def test_saved_and_loaded_models_are_equal(tmp_path: Path) -> None:
     assert list(loaded.heads) == ["liver", "lungs"]
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+    copy = frozen_copy(model).state_dict()
+    assert all(torch.equal(copy[name], value) for name, value in model.state_dict().items())
+    assert len(copy) == len(loaded.state_dict())
 
 
 def test_the_same_seed_builds_the_same_weights_and_touches_no_global_state(random_state_untouched: None) -> None:

@@ -1,4 +1,4 @@
-"""The masked-reconstruction objective against sums written out by hand."""
+"""The masked objectives against sums written out by hand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from medseqft_kit.errors import ModelError
-from medseqft_kit.models.foundation import FoundationModel, ModelSpec
-from medseqft_kit.objectives.masked import MaskedReconstruction, objective_of
+from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.objectives.base import crops_of
+from medseqft_kit.objectives.masked import MaskedAutoencoding, MaskedReconstruction
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (8, 12, 20), (9, 10, 11)])
@@ -23,22 +24,44 @@ def test_mask_hides_the_stated_share_in_whole_blocks(shape: tuple[int, int, int]
     assert torch.equal(mask, whole[: shape[0], : shape[1], : shape[2]])
 
 
-def test_loss_is_the_mean_squared_error_over_hidden_voxels_of_each_crop() -> None:
-    model = FoundationModel.build(size="tiny", patch=(8, 8, 8)).eval()
-    image = torch.randn(3, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+def test_masked_auto_encoding_hides_750_of_the_1000_blocks_of_nnssls_crop() -> None:
+    objective = MaskedAutoencoding()
+    mask = objective.draw(objective.region((160, 160, 160)), np.random.default_rng(0))["mask"]
+    blocks = mask.reshape(10, 16, 10, 16, 10, 16).float().mean(dim=(1, 3, 5))
+    assert sorted(blocks.unique().tolist()) == [0, 1]
+    assert blocks.sum() == 750
+    assert objective.name == "mae"
+
+
+@pytest.mark.parametrize("objective", [MaskedReconstruction(), MaskedAutoencoding(block=4)], ids=["masked", "mae"])
+def test_loss_is_the_mean_squared_error_over_hidden_voxels_of_each_crop(objective: MaskedReconstruction) -> None:
+    model = FoundationModel.build(size="tiny", channels=2, patch=(8, 8, 8)).eval()
+    image = torch.randn(3, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3
     with torch.no_grad():
-        found = MaskedReconstruction().losses(model, image, mask)
+        found = objective.losses(model, crops_of(image, {"mask": mask}), {"mask": mask})
         for index in range(3):
             visible = image[index].clone()
-            visible[0][mask[index]] = 0
-            restored = model.ssl_head(model.backbone(visible[None]).decoded)[0, 0]
-            expected = ((restored - image[index, 0])[mask[index]] ** 2).mean()
+            visible[:, mask[index]] = 0
+            restored = model.ssl_head(model.backbone(visible[None]).decoded)[0]
+            expected = ((restored - image[index])[:, mask[index]] ** 2).mean()
             torch.testing.assert_close(found[index], expected, rtol=1e-5, atol=1e-6)
     assert found.shape == (3,)
 
 
-def test_an_unknown_objective_is_refused_by_name() -> None:
-    model = FoundationModel(ModelSpec(size="tiny", patch=(8, 8, 8), objective={"name": "jigsaw"}))
-    with pytest.raises(ModelError, match="jigsaw"):
-        objective_of(model)
+@pytest.mark.parametrize(
+    ("settings", "patch"),
+    [
+        ({"ratio": 0.0}, (8, 8, 8)),
+        ({"ratio": 0.99}, (8, 8, 8)),
+        ({"block": 0}, (8, 8, 8)),
+        ({"ratio": 0.05}, (8, 8, 8)),
+    ],
+    ids=str,
+)
+def test_a_mask_that_hides_nothing_or_everything_is_refused(
+    settings: dict[str, float], patch: tuple[int, int, int]
+) -> None:
+    with pytest.raises(ModelError, match=r"(?s)does not fit the patch.*\(8, 8, 8\).*some hidden and some not"):
+        MaskedReconstruction(**settings).region(patch)  # type: ignore[arg-type]  # one float or int
+    assert MaskedReconstruction().region(patch) == patch

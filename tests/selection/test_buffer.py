@@ -24,7 +24,7 @@ def table(**means: float) -> pd.DataFrame:
 
 
 SCORES = table(e=5.0, c=3.0, a=1.0, d=3.3, b=2.0)
-BUFFER = Buffer("hippocampus", ("b", "ä"), ("ä", "c"), 48, {"k": 2, "seed": 0, "precision": "fp32"})
+BUFFER = Buffer("hippocampus", ("b", "ä"), ("ä", "c"), 48, {"k": 2, "seed": 0, "precision": "fp32"}, {"pairs": 6})
 
 
 def test_the_lowest_scores_are_kept_with_the_most_similar_first() -> None:
@@ -127,7 +127,14 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 def test_a_buffer_is_read_back_exactly(tmp_path: Path) -> None:
     write_buffer(tmp_path / "buffer.json", BUFFER)
     assert read_buffer(tmp_path / "buffer.json") == BUFFER
-    assert list(json.loads((tmp_path / "buffer.json").read_text())) == ["task", "cases", "ties", "passes", "settings"]
+    assert list(json.loads((tmp_path / "buffer.json").read_text())) == [
+        "task",
+        "cases",
+        "ties",
+        "passes",
+        "settings",
+        "certificate",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["buffer.json"]
 
 

@@ -44,7 +44,7 @@ def settings_for() -> Callable[..., Settings]:
         values: dict[str, Any] = {
             "strategy": {
                 "name": strategy,
-                "buffer": {"k": 2, "draws": 16},
+                "buffer": {"k": 2, "max_draws": 16},
                 "lora": {"rank": 2, "fidelity": 1.0},
                 **more.pop("chosen", {}),
             },

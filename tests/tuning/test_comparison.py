@@ -30,7 +30,7 @@ def _config(phantoms: dict[str, Path], **more: Any) -> Config:
         "foundation": {"pretrain": pretrain},
         "model": {"size": "tiny", "patch": [8, 8, 8]},
         "tasks": tasks,
-        "strategy": {"buffer": {"k": 2, "draws": 16}, "lora": {"rank": 2}},
+        "strategy": {"buffer": {"k": 2, "max_draws": 16}, "lora": {"rank": 2}},
         "budget": {"steps": 2, "batch": 1, "checks": 1, "validation_cases": 1},
         "compare": {"strategies": ["parallel", "medseqft"], "seeds": [3], "orders": []},
     }
@@ -89,7 +89,9 @@ def test_pretraining_sees_no_patient_of_any_test_side(phantoms: dict[str, Path],
 
 
 def test_an_error_in_a_run_arrives_as_itself(phantoms: dict[str, Path], tmp_path: Path) -> None:
-    config = _config(phantoms, strategy={"buffer": {"k": 2, "draws": 16}, "lora": {"rank": 2, "targets": ["conv9"]}})
+    config = _config(
+        phantoms, strategy={"buffer": {"k": 2, "max_draws": 16}, "lora": {"rank": 2, "targets": ["conv9"]}}
+    )
     with pytest.raises(AdapterError, match="conv9"):
         run_comparison(config, tmp_path)
 
