@@ -38,6 +38,7 @@ soak: setup ## what takes longer: 300 drawn shapes for each operation in Triton'
 
 bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
 	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)
+	$(BIN)/python kernels/benchmarks/mds.py
 
 notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
 	$(BIN)/python notebooks/execute.py

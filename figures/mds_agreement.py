@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from medseqft_kit.models.foundation import load_foundation
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.progress import rich_progress
+from medseqft_kit.report.selection_figures import ALL, NONE, agreement_curves
 from medseqft_kit.selection.engine import Engine
 from medseqft_kit.selection.race import Rules
 from medseqft_kit.selection.replay import DEVICES, LossTable, agrees, chosen_after, replay
@@ -60,7 +61,7 @@ def races(table: LossTable, seeds: int) -> pd.DataFrame:
 def curve(table: LossTable, k: int, seeds: int) -> pd.DataFrame:
     """Share of seeds that choose what the whole table chooses, after equally many draws of every volume."""
     truth = frozenset(table.losses.mean(axis=1).argsort()[:k].tolist())
-    ways = {"all three": DEVICES, **{f"without {name}": tuple({*DEVICES} - {name}) for name in DEVICES}, "none": ()}
+    ways = {ALL: DEVICES, **{f"without {name}": tuple({*DEVICES} - {name}) for name in DEVICES}, NONE: ()}
     return pd.DataFrame(
         {
             "devices": name,
@@ -74,17 +75,8 @@ def curve(table: LossTable, k: int, seeds: int) -> pd.DataFrame:
 
 def picture(drawn: pd.DataFrame, found: pd.DataFrame) -> go.Figure:
     """The curve, and the races as points at what they cost."""
-    figure = go.Figure()
-    for name, part in drawn.groupby("devices", sort=False):
-        dash = {"all three": "solid", "none": "dot"}.get(str(name), "dash")
-        figure.add_scatter(x=part["draws"], y=part["agreement"], name=str(name), line={"dash": dash})
-    symbols = {"approximate": "star", "certified": "diamond"}
-    for row in found.to_dict("records"):
-        point = {"x": [10 * row["passes %"]], "y": [row["same"] / row["of seeds"]], "name": f"{row['method']} race"}
-        figure.add_scatter(**point, mode="markers", marker={"size": 12, "symbol": symbols[row["method"]]})
-    figure.update_xaxes(type="log", title="draws of a volume, on average")
-    figure.update_yaxes(range=[0, 1.02], title="share of seeds with the same 10 volumes")
-    return figure.update_layout(template="plotly_white", margin={"t": 20, "r": 20})
+    races = found.assign(draws=10 * found["passes %"], agreement=found["same"] / found["of seeds"])
+    return agreement_curves(drawn, races)
 
 
 def main() -> None:
