@@ -21,7 +21,20 @@ from medseqft_kit.config import parse_config
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMMANDS = ["demo", "phantoms", "check", "pretrain", "run", "add", "score", "predict", "evaluate", "report", "doctor"]
+COMMANDS = [
+    "demo",
+    "phantoms",
+    "check",
+    "pretrain",
+    "run",
+    "add",
+    "score",
+    "select",
+    "predict",
+    "evaluate",
+    "report",
+    "doctor",
+]
 FIXED = ["torch", "monai", "peft", "triton", "jupyterlab", "plotly", "loss-landscapes", "nibabel"]
 HEAVY = "torch monai numpy pandas plotly scipy nibabel peft"
 PUBLIC = [name for name in medseqft_kit.__all__ if name != "__version__"]

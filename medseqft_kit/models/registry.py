@@ -55,9 +55,9 @@ class Backbone(nn.Module, ABC):
     def forward(self, image: Float[Tensor, "b c d h w"]) -> Features:
         """Features of a batch of crops."""
 
-    @abstractmethod
     def stages(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
-        """`Features.stages` alone, without the decoder's cost."""
+        """`Features.stages` alone; an architecture that can leave its decoder out does so here."""
+        return self(image).stages
 
     def skips(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
         """What the encoder hands to the decoder, from fine to coarse; `skip_widths` channels."""
