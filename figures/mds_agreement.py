@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -17,6 +18,7 @@ from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.progress import rich_progress
 from medseqft_kit.report.selection_figures import ALL, NONE, agreement_curves
 from medseqft_kit.selection.engine import Engine
+from medseqft_kit.selection.estimate import residuals
 from medseqft_kit.selection.race import Rules
 from medseqft_kit.selection.replay import DEVICES, LossTable, agrees, chosen_after, replay
 from medseqft_kit.tasks.layouts import load_task
@@ -73,6 +75,18 @@ def curve(table: LossTable, k: int, seeds: int) -> pd.DataFrame:
     )
 
 
+def spread(table: LossTable) -> pd.Series:
+    """Variance that a draw adds to a mean over blocks of each size, of what the volumes do not have in common."""
+    starts = np.cumsum([0, *table.sizes[:-1]])
+    means = np.add.reduceat(table.losses, starts, axis=1) / table.sizes
+    found = {}
+    for size in sorted(set(table.sizes)):
+        blocks = means[:, np.equal(table.sizes, size)]
+        rest = residuals(blocks, np.ones(blocks.shape[1]), paired=True)
+        found[size] = size * (rest**2).sum() / ((blocks.shape[0] - 1) * (blocks.shape[1] - 1))
+    return pd.Series(found, name="variance of a draw, by size of its block")
+
+
 def picture(drawn: pd.DataFrame, found: pd.DataFrame) -> go.Figure:
     """The curve, and the races as points at what they cost."""
     races = found.assign(draws=10 * found["passes %"], agreement=found["same"] / found["of seeds"])
@@ -99,6 +113,7 @@ def main() -> None:
     print(f"{len(table.cases)} volumes\n{found.to_string(index=False, float_format='{:.2f}'.format)}\n")
     print(found.groupby("method")["passes %"].mean().round(1).to_string())
     drawn = curve(table, 10, given.seeds)
+    print(f"\n{spread(table).to_string()}\n")
     print(drawn.pivot(index="draws", columns="devices", values="agreement").to_string())
     if given.picture:
         picture(drawn, found[found["k"] == 10]).write_image(given.picture, width=760, height=420)

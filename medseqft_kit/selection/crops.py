@@ -19,6 +19,7 @@ from medseqft_kernels.gather_crops.op import Crops
 from medseqft_kit.errors import ModelError
 from medseqft_kit.volumes.crops import cut, relative_start
 from medseqft_kit.volumes.store import TaskVolumes
+from medseqft_kit.volumes.types import Volume
 
 Place = tuple[str, Sequence[float]]
 """A case, and a relative position in it."""
@@ -61,14 +62,7 @@ class CropSource:
         ModelError
             If a volume has another number of channels than the model reads.
         """
-        opened = [self.volumes.volume(case) for case, _ in places]
-        for volume in opened:
-            if volume.image.shape[0] != self.channels:
-                raise ModelError(
-                    f"the foundation model does not fit case {volume.case}.",
-                    found=f"{volume.image.shape[0]} channels in the volume",
-                    expected=f"{self.channels} channels",
-                )
+        opened = [fitting(self.volumes.volume(case), self.channels) for case, _ in places]
         starts = [
             relative_start(volume.image.shape[1:], self.region, list(position))
             for volume, (_, position) in zip(opened, places, strict=True)
@@ -94,3 +88,20 @@ class CropSource:
             return None
         self._resident[case] = torch.from_numpy(np.array(image)).to(self.device)
         return self._resident[case]
+
+
+def fitting(volume: Volume, channels: int) -> Volume:
+    """The volume, if it has as many channels as the model reads.
+
+    Raises
+    ------
+    ModelError
+        If it has not; the case is named.
+    """
+    if volume.image.shape[0] != channels:
+        raise ModelError(
+            f"the foundation model does not fit case {volume.case}.",
+            found=f"{volume.image.shape[0]} channels in the volume",
+            expected=f"{channels} channels",
+        )
+    return volume

@@ -3,7 +3,7 @@
 Draws come in blocks. The crop positions of a block are one scrambled Sobol' block, and each block is scrambled on its
 own, so block means are independent while points inside a block are not: every interval on a score is built on block
 means. The first blocks are small, because most volumes are told apart by few draws; later ones are larger, because a
-larger Sobol' block covers the volume more evenly: 32 draws in one block say as much as 50 to 80 in blocks of 8
+larger Sobol' block covers the volume more evenly: 32 draws in one block say as much as 37 to 51 in blocks of 8
 (docs/selection.md). All volumes see the same draws (common random numbers), so scores are compared on paired draws.
 """
 

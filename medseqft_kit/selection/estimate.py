@@ -78,10 +78,9 @@ class BlockMeans:
         if (len(members) - 1) * (self.blocks - 1) < FIT * controls or not controls:
             return
         weight = np.sqrt(self.sizes[seen])
-        loss = _residuals(self.losses[members, seen], self.sizes[seen], paired=True) * weight
+        loss = residuals(self.losses[members, seen], self.sizes[seen], paired=True) * weight
         columns = [
-            _residuals(self._controls[members, seen, c], self.sizes[seen], paired=True) * weight
-            for c in range(controls)
+            residuals(self._controls[members, seen, c], self.sizes[seen], paired=True) * weight for c in range(controls)
         ]
         matrix = np.stack([column.ravel() for column in columns], axis=1)
         self._coefficients = np.linalg.lstsq(matrix, loss.ravel(), rcond=1e-8)[0]
@@ -179,10 +178,10 @@ def _residual_variance(values: Float[np.ndarray, "m b"], paired: bool, sizes: np
     """Variance of a single draw of each row, from block means over `sizes` draws as if these were independent."""
     rows = len(values) if paired else 1
     free = (values.shape[1] - 1) * (rows - 1 if rows > 1 else 1) / rows
-    return (_residuals(values, sizes, paired) ** 2 * sizes).sum(axis=1) / free
+    return (residuals(values, sizes, paired) ** 2 * sizes).sum(axis=1) / free
 
 
-def _residuals(values: Float[np.ndarray, "m b"], sizes: np.ndarray, paired: bool) -> Float[np.ndarray, "m b"]:
+def residuals(values: Float[np.ndarray, "m b"], sizes: np.ndarray, paired: bool) -> Float[np.ndarray, "m b"]:
     """Less the mean of each row and, where `paired`, of each column."""
     rest = values - np.average(values, axis=1, weights=sizes)[:, None]
     return rest - rest.mean(axis=0) if paired and len(rest) > 1 else rest

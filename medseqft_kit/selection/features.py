@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from medseqft_kit.errors import ConfigError, DataError, ModelError, NumericsError
+from medseqft_kit.errors import ConfigError, DataError, NumericsError
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.objectives.masked import MaskedReconstruction
 from medseqft_kit.progress import Progress, silent
+from medseqft_kit.selection.crops import fitting
 from medseqft_kit.selection.draws import BLOCK, DrawSequence
 from medseqft_kit.volumes.crops import Triple, cut, relative_start
 from medseqft_kit.volumes.store import TaskVolumes
@@ -76,7 +77,7 @@ def volume_features(
     progress(label, 0, total)
     rows = []
     for done, case in enumerate(volumes.cases, start=1):
-        volume = _checked(volumes.volume(case), model.spec.channels)
+        volume = fitting(volumes.volume(case), model.spec.channels)
         starts = [relative_start(volume.image.shape[1:], model.spec.patch, position) for position in positions]
         chunks = [_forward(seer, precision, volume, starts[at : at + batch]) for at in range(0, crops, batch)]
         rows.append(_finite(case, np.concatenate(chunks).mean(axis=0)))
@@ -98,16 +99,6 @@ def _forward(
     with torch.no_grad(), precision.autocast():
         deepest = seer.backbone.stages(precision.place(torch.from_numpy(crops)))[-1]
     return deepest.double().mean(dim=(2, 3, 4)).cpu().numpy()
-
-
-def _checked(volume: Volume, channels: int) -> Volume:
-    if volume.image.shape[0] != channels:
-        raise ModelError(
-            f"the foundation model does not fit case {volume.case}.",
-            found=f"{volume.image.shape[0]} channels in the volume",
-            expected=f"{channels} channels",
-        )
-    return volume
 
 
 def _finite(case: str, row: Float[np.ndarray, " features"]) -> Float[np.ndarray, " features"]:

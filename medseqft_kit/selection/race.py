@@ -182,14 +182,13 @@ class Race:
         if self.rules.method == "exhaustive" or not len(self.active):
             return
         mean, error = self.means.forecast(self.active)
-        gap = mean[None] - mean[:, None]
         made = self.means.sizes[: self.means.blocks].sum() / self.means.sizes.sum()
         boundary = self._foreseen * made ** (SHAPE - 0.5)
-        foreseen = gap + self.rules.tolerance > boundary * np.hypot(error[:, None], error[None])
+        foreseen = self._lower(mean, error, boundary)
         if self.rules.method == "certified":
             bound = self.means.variance(self.active, 1)
             best = np.sqrt(2 * self._comparisons.steps.evidence * (bound[:, None] + bound) / self.means.sizes.sum())
-            foreseen &= np.abs(gap) < HOPELESS * best
+            foreseen &= np.abs(mean[None] - mean[:, None]) < HOPELESS * best
         lower = self._comparisons.lower.copy()
         lower[np.ix_(self.active, self.active)] |= foreseen
         self._decide(lower, certain=self.rules.method == "approximate")
@@ -198,9 +197,13 @@ class Race:
         """What normal intervals say of those that have seen all draws."""
         if len(self.active):
             mean, error = self.means.running(self.active)
-            gap = mean[None] - mean[:, None] + self.rules.tolerance
-            self._comparisons.note(self.active, gap > self._quantile * np.hypot(error[:, None], error[None]))
+            self._comparisons.note(self.active, self._lower(mean, error, self._quantile))
             self._decide(self._comparisons.lower, certain=True)
+
+    def _lower(self, mean: np.ndarray, error: np.ndarray, errors: float) -> np.ndarray:
+        """Which means are less than which others, plus the tolerance, by so many standard errors."""
+        gap = mean[None] - mean[:, None] + self.rules.tolerance
+        return gap > errors * np.hypot(error[:, None], error[None])
 
     def _decide(self, lower: np.ndarray, *, certain: bool) -> None:
         """Take out of the race whoever is decided by `lower`, until nobody is.

@@ -49,9 +49,10 @@ class Ranks:
         loss, controls = zip(*(rows[case] for case in cases), strict=True)
         return Losses(np.stack(loss), np.stack(controls))
 
-    def in_turn(self) -> None:
-        """Wait for the others."""
-        if self.count > 1:
-            from accelerate import PartialState
+    def told(self, noted: Losses | None) -> Losses | None:
+        """What the first rank has noted, in all ranks: either all compute a block, or none does."""
+        if self.count == 1:
+            return noted
+        from accelerate.utils import broadcast_object_list
 
-            PartialState().wait_for_everyone()
+        return broadcast_object_list([noted])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from medseqft_kit.randomness import numpy_generator
 from medseqft_kit.runs.atomic import replacing
 from medseqft_kit.selection.draws import block_sizes
 from medseqft_kit.selection.engine import Engine
+from medseqft_kit.selection.estimate import residuals
 from medseqft_kit.selection.race import Race, Rules, Verdict
 
 BLOCKS = {8: 40, 16: 24, 32: 27}
@@ -76,6 +78,15 @@ class LossTable:
         pilot = order[8].pop()
         return [np.arange(starts[block], starts[block + 1]) for block in (*blocks, pilot)]
 
+    @cached_property
+    def coefficients(self) -> np.ndarray:
+        """Of the control variates over the whole table: for a curve, not for a score, so no block is left out."""
+        draws = np.ones(self.losses.shape[1])
+        loss, *known = (
+            residuals(each, draws, paired=True).ravel() for each in (self.losses, *np.moveaxis(self.controls, 2, 0))
+        )
+        return np.linalg.lstsq(np.stack(known, axis=1), loss, rcond=None)[0]
+
 
 def replay(table: LossTable, k: int, rules: Rules, seed: int) -> tuple[Verdict, frozenset[int]]:
     """A race through the table, and the `k` volumes that the plain means of all its draws would choose."""
@@ -100,15 +111,13 @@ def chosen_after(table: LossTable, k: int, draws: int, seed: int, devices: Colle
     Without paired draws every volume has its own order of blocks; without even positions its draws come from anywhere
     in the table; without control variates the losses are taken as they are.
     """
-    means = []
-    shared = _picked(table, draws, seed, even="even positions" in devices)
-    for volume in range(len(table.cases)):
-        own = "paired draws" not in devices
-        picked = _picked(table, draws, seed, volume, even="even positions" in devices) if own else shared
-        means.append((table.losses[volume, picked].mean(), table.controls[volume, picked].mean(axis=0)))
-    loss, controls = (np.array(each) for each in zip(*means, strict=True))
+    even = "even positions" in devices
+    streams = [()] if "paired draws" in devices else [(volume,) for volume in range(len(table.cases))]
+    picked = [_picked(table, draws, seed, *stream, even=even) for stream in streams]
+    rows = np.arange(len(table.cases))[:, None]
+    loss, controls = table.losses[rows, picked].mean(axis=1), table.controls[rows, picked].mean(axis=1)
     if "control variates" in devices:
-        loss = loss - controls @ _coefficients(table)
+        loss = loss - controls @ table.coefficients
     return _lowest(loss, k)
 
 
@@ -117,17 +126,6 @@ def _picked(table: LossTable, draws: int, seed: int, *stream: int, even: bool) -
     if even:
         return np.concatenate(table.columns(draws, int(rng.integers(2**62)))[:-1])
     return rng.permutation(table.losses.shape[1])[:draws]
-
-
-def _coefficients(table: LossTable) -> np.ndarray:
-    """Of the whole table: for a curve, not for a score, so no block has to be left out."""
-    rest = [_paired_rest(each) for each in (table.losses, *np.moveaxis(table.controls, 2, 0))]
-    return np.linalg.lstsq(np.stack([each.ravel() for each in rest[1:]], axis=1), rest[0].ravel(), rcond=None)[0]
-
-
-def _paired_rest(values: Float[np.ndarray, "n draws"]) -> Float[np.ndarray, "n draws"]:
-    rows = values - values.mean(axis=1, keepdims=True)
-    return rows - rows.mean(axis=0)
 
 
 def _lowest(means: np.ndarray, k: int) -> frozenset[int]:

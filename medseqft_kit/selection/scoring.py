@@ -89,9 +89,10 @@ def score_volumes(
         engine = Engine(model, ready, precision, seed=seed, speed=speed, with_controls=with_controls)
         settings = {"selection": "mds", "k": k, **asdict(rules), "seed": seed, "precision": precision.name}
         facts = {"model": weights_hash(model), "volumes": dict(ready.keys), "settings": settings}
-        book = Journal.open(journal, facts)
+        ranks = Ranks.here()
+        book = Journal.open(journal if ranks.first else None, facts)
         race = Race(len(names), k, sizes, rules, CONTROLS if with_controls else 0)
-        _run(race, engine, names, book, partial(progress, f"scoring {ready.task.name}"))
+        _run(race, engine, names, ranks, book, partial(progress, f"scoring {ready.task.name}"))
     verdict = race.verdict()
     columns = {"mean": verdict.mean, "low": verdict.low, "high": verdict.high, "draws": verdict.draws}
     scores = pd.DataFrame({"case": list(names), **columns})
@@ -100,19 +101,23 @@ def score_volumes(
 
 
 def _run(
-    race: Race, engine: Engine, cases: Sequence[str], journal: Journal, progress: Callable[[int, int], None]
+    race: Race,
+    engine: Engine,
+    cases: Sequence[str],
+    ranks: Ranks,
+    journal: Journal,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Block after block of the volumes that are still in the race."""
-    ranks, sizes = Ranks.here(), race.means.sizes
+    sizes = race.means.sizes
     total = len(cases) * int(sizes.sum())
     progress(0, total)
     while (step := race.next) is not None:
         names = [cases[i] for i in step.members.tolist()]
-        found = journal.read(step.block, names)
+        found = ranks.told(journal.read(step.block, names))
         if found is None:
             found = ranks.losses(engine, names, step.block, step.size)
-            if ranks.first:
-                journal.note(step.block, names, found)
+            journal.note(step.block, names, found)
         race.add(found.loss, found.controls)
         progress(total - len(race.active) * int(sizes[race.means.blocks :].sum()), total)
 
