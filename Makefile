@@ -12,7 +12,7 @@ READY := .venv/.ready
 CODE := medseqft_kit kernels figures notebooks tests docs .ci
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench notebooks lint audit docs clean
+.PHONY: help setup demo test soak compare compare-full bench notebooks lint audit docs clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,15 @@ test: setup ## all tests, with line coverage
 
 soak: setup ## what takes longer: 300 drawn shapes for each operation in Triton's interpreter
 	MEDSEQFT_INTERPRETER_EXAMPLES=300 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
+
+data/phantoms: | $(READY)
+	$(BIN)/medseqft phantoms data/phantoms --cases 40 --side 36
+
+compare: data/phantoms ## nine strategies on phantoms, 3 seeds, 2 orders, into runs/phantoms
+	$(BIN)/medseqft compare examples/phantoms.yaml --out runs/phantoms
+
+compare-full: data/phantoms ## every strategy, merge rule and ablation, 2 seeds, 2 orders, into runs/phantoms_full
+	$(BIN)/medseqft compare examples/phantoms.yaml --out runs/phantoms_full --strategies all --set compare.seeds=[0,1]
 
 bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
 	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)

@@ -66,7 +66,7 @@ def _refers(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default()
+    value = field.get_default(call_default_factory=True)
     if field.is_required():
         return "required"
     if isinstance(value, BaseModel):

@@ -6,6 +6,7 @@ Defaults live in :mod:`medseqft_kit.settings`; this module adds what names data 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ def _beside_the_file(path: Path, info: Any) -> Path:  # a ValidationInfo, which 
 
 
 DataPath = Annotated[Path, AfterValidator(_beside_the_file)]
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Structures = dict[str, int | tuple[int, ...]]
 
@@ -73,9 +75,18 @@ class TaskSection(Section):
 class Compare(Section):
     """The grid of a comparison."""
 
-    strategies: tuple[str, ...] = Field(("parallel", "medseqft"), min_length=1, description="by name; see above")
+    strategies: tuple[str, ...] = Field(
+        ("parallel", "medseqft"), min_length=1, description="by name, of a strategy or of a variant"
+    )
+    variants: dict[VariantName, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="name: settings that differ from the file's, such as {strategy: {lora: {rank: 4}}}",
+    )
     seeds: tuple[int, ...] = Field((0, 1), min_length=1, description="every strategy runs with each of them")
     orders: tuple[tuple[str, ...], ...] = Field((), description="orders of arrival by task name; empty: as listed")
+    transfer: tuple[str, ...] = Field((), description="strategies whose M_n goes on to the unseen tasks")
+    every_stage: bool = Field(False, description="every M_t goes on to the unseen tasks, not M_n alone")
+    probes: bool = Field(False, description="fill R[i, j] for tasks to come by linear probes")
 
 
 class Config(Settings):
@@ -85,6 +96,11 @@ class Config(Settings):
     model: Model = Model()
     tasks: tuple[TaskSection, ...] = Field((), description="in the order of arrival")
     unseen: tuple[TaskSection, ...] = Field((), description="held back: pre-training never sees their test images")
+    label_budgets: tuple[Annotated[int, Field(gt=0)] | Literal["all"], ...] = Field(
+        (1, 5, 10, "all"),
+        min_length=1,
+        description="labelled cases that an unseen task is tuned with, one after another",
+    )
     compare: Compare | None = None
 
     @model_validator(mode="after")
@@ -93,6 +109,9 @@ class Config(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"task names must differ; twice: {', '.join(twice)}")
+        reserved = sorted({"mean", "later"} & set(names))
+        if reserved:
+            raise ValueError(f"a task cannot be called {reserved[0]}: tables have rows of that name")
         for order in self.compare.orders if self.compare else ():
             if sorted(order) != sorted(task.name for task in self.tasks):
                 raise ValueError(f"an order must name every task once; found {list(order)}")
@@ -128,6 +147,42 @@ def parse_config(raw: Any, *, base: Path | None = None, source: str = "the confi
             found="\n            ".join(lines),
             expected="keys as in docs/configuration.md",
         ) from None
+
+
+def varied(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with some settings changed, nested as in the file.
+
+    Raises
+    ------
+    ConfigError
+        If a changed setting is unknown or has a value that it cannot have.
+    """
+
+    def merged(before: Any, after: Any) -> Any:
+        if not isinstance(after, Mapping) or not isinstance(before, Mapping):
+            return after
+        return {**before, **{key: merged(before.get(key), value) for key, value in after.items()}}
+
+    return parse_config(merged(config.model_dump(mode="json"), changes), source=f"the change {dict(changes)}")
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings as the command line gives them, nested as in the file; values are YAML.
+
+    >>> assignments(["budget.steps=600", "strategy.buffer.k=8"])
+    {'budget': {'steps': 600}, 'strategy': {'buffer': {'k': 8}}}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError("a setting is given as KEY=VALUE.", found=text, expected="for instance budget.steps=600")
+        section = found
+        *outer, last = key.split(".")
+        for name in outer:
+            section = section.setdefault(name, {})
+        section[last] = yaml.safe_load(value)
+    return found
 
 
 def parse_task(data: Path, name: str | None, labels: str | None, train_cases: int | None) -> TaskSection:

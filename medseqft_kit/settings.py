@@ -6,7 +6,7 @@ that the paper leaves open are marked **[choice]**; docs/method.md says what is 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,14 +48,41 @@ class Distill(Section):
 class Lora(Section):
     """LoRA-based distillation (stage 2)."""
 
-    rank: int = Field(16, gt=0, description="[choice] rank r")
+    rank: Annotated[int, Positive] | Literal["auto"] = Field(
+        16, description="[choice] rank r; `auto`: for each layer as many as hold `energy` of M'_t − M_{t-1}"
+    )
+    energy: float = Field(0.9, gt=0, le=1, description="[choice] `rank: auto`: share of the squared singular values")
+    largest_rank: int = Field(64, gt=0, description="[choice] `rank: auto`: no rank exceeds it")
+    initial: Literal["zero", "delta"] = Field(
+        "delta", description="[choice] where the adapters start: at zero, or at the truncated SVD of M'_t − M_{t-1}"
+    )
+    orthogonal: bool = Field(False, description="[choice] keep A off what earlier adapters span, and train B alone")
     alpha: float | None = Field(None, gt=0, description="[choice] scaling α / r; None: α = r")
     targets: tuple[str, ...] = Field((), description="[choice] module names; empty: all convolutions and linear layers")
     train_norms: bool = Field(True, description="train the affine parameters of norm layers too")
     learning_rate: float = Field(3e-3, gt=0, description="[choice] peak learning rate of the adapters")
     loss: Literal["features", "logits", "both"] = Field("both", description="[choice] what the adapters reproduce")
+    anchor: float = Field(0.0, ge=0, description="[choice] weight of distilling from M_0 too, on buffer crops")
     fidelity: float = Field(0.98, gt=0, le=1, description="stop when the merged model reaches this share of M'_t")
-    longest: float = Field(2.0, gt=0, description="at most this many times the steps of stage 1")
+    longest: float = Field(2.0, ge=0, description="at most this many times the steps of stage 1; 0: as they start")
+
+    @property
+    def uniform_rank(self) -> int:
+        """`rank`; for `auto`, where there is no difference to read ranks from, the largest one."""
+        return self.largest_rank if self.rank == "auto" else self.rank
+
+
+class Retention(Section):
+    """The rivals among the strategies; each takes its own keys, and a weight of 0 makes it `sequential`."""
+
+    l2_sp: float = Field(0.01, ge=0, description="`l2_sp`: α of α/2 · ‖w − w_{t-1}‖²")
+    ewc: float = Field(100.0, ge=0, description="`ewc`: λ of λ/2 · Σ F (θ − θ*)²")
+    fisher_crops: int = Field(32, gt=0, description="`ewc`: labelled crops that the Fisher information is taken over")
+    lwf: float = Field(1.0, ge=0, description="`lwf`: weight of what the earlier heads said")
+    temperature: float = Field(2.0, gt=0, description="`lwf`: softens what they said")
+    replay: float = Field(1.0, ge=0, description="`replay`: weight of the loss on kept cases; `buffer` says how many")
+    consistency: float = Field(1.0, ge=0, description="`mean_teacher`: weight of the consistency")
+    decay: float = Field(0.99, ge=0, lt=1, description="`mean_teacher`: of the moving average, at a step")
 
 
 class Strategy(Section):
@@ -65,8 +92,12 @@ class Strategy(Section):
     buffer: Buffer = Buffer()
     distill: Distill = Distill()
     lora: Lora = Lora()
-    predictor: Literal["adapted", "merged"] = Field(
-        "adapted", description="[choice] which model a comparison's headline takes: M'_t or M_t; both are reported"
+    retention: Retention = Retention()
+    matched: float = Field(2.0, gt=0, description="`parallel_matched`: times the steps of stage 1")
+    predictor: Literal["adapted", "merged", "agreement"] = Field(
+        "adapted",
+        description="[choice] which model a headline takes: M'_t or M_t, both are reported; `agreement`: M_0 and M'_t"
+        " mixed for each case (T3), reported besides",
     )
 
 
@@ -74,6 +105,9 @@ class Budget(Section):
     """How long a stage trains."""
 
     steps: int = Field(400, gt=0, description="optimiser steps of stage 1 for each task")
+    equalise: Literal["steps", "images"] = Field(
+        "steps", description="`images`: strategies that see more crops in a task take fewer steps"
+    )
     batch: int = Field(4, gt=0, description="task crops in a step; a distilling step sees as many buffer crops")
     checks: int = Field(4, gt=0, description="validations during a phase")
     validation_cases: int = Field(8, gt=0, description="validation cases for each of them")
@@ -85,6 +119,7 @@ class Optimizer(Section):
     learning_rate: float = Field(3e-3, gt=0, description="peak, backbone; short runs need a high one")
     head_learning_rate: float = Field(1e-2, gt=0, description="peak, task head")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW, decoupled")
+    sharpness: float = Field(0.0, ge=0, description="ρ of sharpness-aware full fine-tuning (SAM); 0: plain")
     clip: float = Field(12.0, gt=0, description="largest gradient norm")
 
 
@@ -102,6 +137,9 @@ class Augment(Section):
 
     enabled: bool = Field(True, description="augment the training crops at all")
     flip_axes: tuple[int, ...] = Field((), description="array axes (RAS) to flip; none where left and right are labels")
+    gin: float = Field(
+        0.0, ge=0, le=1, description="share of the crops that go through GIN, a random network that bends intensities"
+    )
 
 
 class Compute(Section):

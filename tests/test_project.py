@@ -27,6 +27,8 @@ COMMANDS = [
     "check",
     "pretrain",
     "run",
+    "compare",
+    "transfer",
     "add",
     "score",
     "select",

@@ -18,6 +18,9 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See docs/configuration.md.")]
 FoundationArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Weights of M_0 (safetensors).")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as budget.steps=600.")
+]
 Selection = Literal["mds", "highest", "random", "kmeans", "herding"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `medseqft run`.")]
 
@@ -25,12 +28,10 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made 
 @app.command()
 def demo(out: Out = Path("demo")) -> None:
     """The whole method on phantoms, against parallel fine-tuning; ends with a table and a report."""
-    from medseqft_kit.cli.demo import run_demo
-    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.cli.comparison import compare_strategies
+    from medseqft_kit.cli.demo import demo_config
 
-    with rich_progress() as progress:
-        table = run_demo(out, progress)
-    _show_comparison(table, out)
+    compare_strategies(demo_config(out), out)
 
 
 @app.command()
@@ -92,25 +93,55 @@ def pretrain(config: ConfigFile, out: Out) -> None:
 
 
 @app.command()
-def run(config: ConfigFile, out: Out = Path("runs")) -> None:
-    """Run a whole sequence, or the comparison that the configuration asks for; the same command continues it."""
+def run(config: ConfigFile, out: Out = Path("runs"), changes: Changes = None) -> None:
+    """Run a whole sequence; the same command on the same folder continues it."""
     from medseqft_kit.cli.tables import show_cases
-    from medseqft_kit.config import load_config
+    from medseqft_kit.config import assignments, load_config, varied
     from medseqft_kit.progress import rich_progress
-    from medseqft_kit.tuning.comparison import run_comparison
     from medseqft_kit.tuning.experiment import run_sequence
 
-    settings = load_config(config)
+    settings = varied(load_config(config), assignments(changes or []))
     with rich_progress() as progress:
-        if settings.compare is not None:
-            table = run_comparison(settings, out, progress)
-        else:
-            result = run_sequence(settings, out, progress)
-    if settings.compare is not None:
-        _show_comparison(table, out)
-        return
+        result = run_sequence(settings, out, progress)
     show_cases(result.cases())
     typer.echo(f"report: {result.report()}")
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    out: Out = Path("comparison"),
+    strategies: Annotated[
+        str | None,
+        typer.Option(help="Names, separated by commas, or `all`; those of the configuration's `compare` by default."),
+    ] = None,
+    pilot: Annotated[
+        Path | None, typer.Option(help="A finished comparison: say first how many seeds its differences take.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """The same data, budget and seeds under several strategies; tables with intervals and tests, and a report.
+
+    The same command on the same folder continues it.
+    """
+    from medseqft_kit.cli.comparison import compare_strategies, show_pilot
+    from medseqft_kit.config import assignments, load_config, varied
+
+    if pilot is not None:
+        show_pilot(pilot)
+    settings = varied(load_config(config), assignments(changes or []))
+    compare_strategies(settings, out, strategies.split(",") if strategies else None)
+
+
+@app.command()
+def transfer(
+    run: RunArgument,
+    every_stage: Annotated[bool, typer.Option("--every-stage", help="Every M_t, not M_n alone.")] = False,
+) -> None:
+    """Tune a run's M_n, M_0 and fresh weights on the unseen tasks of its configuration, with few and all labels."""
+    from medseqft_kit.cli.comparison import transfer_run
+
+    transfer_run(run, every_stage)
 
 
 @app.command()
@@ -188,9 +219,11 @@ def predict(
     out: Out,
     task: Annotated[str | None, typer.Option(help="Which task; needed where the run has several.")] = None,
     which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Mix M_0 and M'_t for each image, by agreement.")] = False,
 ) -> None:
     """Segment images; each result is a NIfTI in the image's own geometry with the data set's label values."""
     from medseqft_kit.errors import ConfigError
+    from medseqft_kit.evaluation.load import load_predictor
     from medseqft_kit.evaluation.predict import examinations, write_predictions
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tuning.sequence import Run
@@ -200,7 +233,12 @@ def predict(
         raise ConfigError(f"{run} answers several tasks.", found=", ".join(tasks), expected="--task NAME")
     if which not in (None, "adapted", "merged"):
         raise ConfigError("there is no such predictor.", found=which, expected="--which adapted or --which merged")
-    predictor = Run(run).model(task or tasks[0], which)  # type: ignore[arg-type]  # checked above
+    if merge and which is not None:
+        raise ConfigError(
+            "--merge is a predictor of its own.", found=f"--which {which} --merge", expected="one of the two"
+        )
+    name = task or tasks[0]
+    predictor = load_predictor(run, name, "agreement") if merge else Run(run).model(name, which)  # type: ignore[arg-type]
     with rich_progress() as progress:
         groups = examinations(images, len(predictor.task.channels))
         written = write_predictions(predictor, groups, out, progress)
@@ -239,13 +277,3 @@ def doctor(
     if tune:
         tune_kernels(config)
     show(diagnose())
-
-
-def _show_comparison(table: object, out: Path) -> None:
-    from medseqft_kit.cli.tables import show_comparison
-    from medseqft_kit.report.page import write_comparison_report, write_report
-
-    for manifest in sorted(out.glob("runs/*/seed_*/order_*/manifest.json")):
-        write_report(manifest.parent)
-    show_comparison(table)
-    typer.echo(f"table:  {out / 'comparison.csv'}\nreport: {write_comparison_report(out)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseqft_kit.evaluation.cases import summarise
+
+SCOPES = {"mean": "all tasks", "later": "after the first"}
 
 
 def show_cases(cases: pd.DataFrame) -> None:
@@ -26,26 +29,72 @@ def show_cases(cases: pd.DataFrame) -> None:
 
 def show_comparison(rows: Any) -> None:
     """The headline of a comparison: Dice with its interval, HD95 with its misses, and what it cost."""
-    table = _table("task", "strategy", "predictor", title="test cases, means over seeds")
-    for column in ("Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false pos.", "cases × seeds", "seconds"):
+    table = _table("task", "strategy", title="test cases, means over seeds and orders")
+    for column in ("Dice", "95 % interval", "HD95 mm", "missed", "cases × seeds", "images seen", "seconds", "peak GiB"):
         table.add_column(column, justify="right")
     for task, of_task in rows.groupby("task", sort=False):
         for row in of_task.to_dict("records"):
             table.add_row(
-                escape(str(task)),
-                row["strategy"],
-                row["predictor"],
+                SCOPES.get(str(task), escape(str(task))),
+                escape(row["strategy"]),
                 f"{row['dice']:.3f}",
                 f"{row['dice_low']:.3f} … {row['dice_high']:.3f}",
                 f"{row['hd95_mm']:.1f}",
-                f"{row['nsd']:.3f}",
                 str(int(row["missed"])),
-                str(int(row["false_positive"])),
                 f"{int(row['cases'])} × {row['seeds']}",
+                f"{int(row['images_seen'])}",
                 f"{row['seconds']:.0f}",
+                f"{row['peak_gib']:.2f}",
             )
         table.add_section()
     _print(table)
+
+
+def show_gains(rows: pd.DataFrame) -> None:
+    """Differences of Dice over all tasks and over those after the first, in points, with interval and test."""
+    if rows.empty:
+        return
+    table = _table("strategy", "versus", "tasks", title="Dice points gained, the same cases and seeds")
+    for column in ("gain", "95 % interval", "± over seeds", "p (Holm)", "HD95 mm", "seeds it takes"):
+        table.add_column(column, justify="right")
+    for row in rows[rows["task"].isin(["mean", "later"])].to_dict("records"):
+        table.add_row(
+            escape(row["strategy"]),
+            escape(row["versus"]),
+            SCOPES[row["task"]],
+            f"{100 * row['gain']:+.1f}",
+            f"{100 * row['low']:+.1f} … {100 * row['high']:+.1f}",
+            _known(100 * row["margin"], ".1f"),
+            _known(row["p_holm"], ".3f"),
+            f"{row['hd95_gain_mm']:+.1f}",
+            _known(row["seeds_needed"], ".0f"),
+        )
+    _print(table)
+
+
+def show_transfer(rows: pd.DataFrame) -> None:
+    """Unseen tasks: Dice, and points gained over M_0."""
+    if rows.empty:
+        return
+    table = _table("unseen task", "labelled cases", "model", title="unseen tasks, Dice points gained over M_0")
+    for column in ("Dice", "gain", "95 % interval", "p"):
+        table.add_column(column, justify="right")
+    for row in rows.to_dict("records"):
+        known = row["strategy"] != "foundation"
+        table.add_row(
+            escape(row["task"]),
+            str(row["budget"]),
+            escape(f"{row['strategy']}, {row['stage']} tasks" if row["stage"] else row["strategy"]),
+            f"{row['dice']:.3f}",
+            f"{100 * row['gain']:+.1f}" if known else "–",
+            f"{100 * row['low']:+.1f} … {100 * row['high']:+.1f}" if known else "–",
+            _known(row["p"], ".3f") if known else "–",
+        )
+    _print(table)
+
+
+def _known(value: float | None, how: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, how)
 
 
 def _table(*columns: str, title: str) -> Table:

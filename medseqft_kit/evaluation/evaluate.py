@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,10 +19,14 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.tasks.nifti import read_label, write_labels
 from medseqft_kit.tasks.types import IGNORE, Task
 from medseqft_kit.volumes.store import TaskVolumes
+from medseqft_kit.volumes.types import Volume
+
+Classifier = Callable[[Volume], np.ndarray]
+"""Class indices (uint8, X × Y × Z) on the grid of the original image; how, is its own affair."""
 
 
 def evaluate(
-    model: FoundationModel,
+    model: FoundationModel | Classifier,
     task: Task,
     volumes: TaskVolumes,
     cases: Sequence[str],
@@ -40,7 +44,7 @@ def evaluate(
     Parameters
     ----------
     model
-        With a head named `task.name`.
+        With a head named `task.name`; or whatever else classifies a volume, such as a mixture of models.
     volumes
         Where the preprocessed volumes of `cases` are read from.
     predictor, seed, stage
@@ -59,17 +63,24 @@ def evaluate(
         If a case has no label.
     """
     rows: list[CaseRow] = []
+    classify = _classifier(model, task.name, precision)
     label = f"{task.name}: testing the {predictor} model"
     for done, case in enumerate(cases, start=1):
         truth = _truth(task, case)
         volume = volumes.volume(case)
-        classes = predict_classes(model, task.name, volume, precision)
+        classes = classify(volume)
         if predictions is not None:
             write_labels(predictions / f"{case}.nii.gz", task.to_values(classes), volume.original.affine)
         scores = score_case(classes, truth, volume.original.spacing, task.structures, nsd_tolerance_mm)
         rows += [CaseRow(seed, stage, task.name, predictor, case, **asdict(score)) for score in scores]
         progress(label, done, len(cases))
     return rows
+
+
+def _classifier(model: FoundationModel | Classifier, task: str, precision: Precision) -> Classifier:
+    if isinstance(model, FoundationModel):
+        return lambda volume: predict_classes(model, task, volume, precision)
+    return model
 
 
 def mean_dice(

@@ -9,19 +9,23 @@ from typing import Any, Literal
 
 from medseqft_kit.errors import ModelError, RunError
 from medseqft_kit.evaluation.predict import Predictor
-from medseqft_kit.models.foundation import load_foundation
+from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.volumes.preprocess import Preprocessing
 
+Which = Literal["adapted", "merged", "agreement"]
+"""M'_t; M_t, with the adapters merged in; M'_t mixed with M_0 for each image, see `evaluation.agreement`."""
 
-def load_predictor(run: str | Path, task: str, which: Literal["adapted", "merged"] = "adapted") -> Predictor:
+
+def load_predictor(run: str | Path, task: str, which: Which = "adapted") -> Predictor:
     """The model that a run made for `task`, ready to predict; nothing but the run folder is read.
 
     Parameters
     ----------
     which
-        ``"adapted"``: M'_t of the task's own stage; ``"merged"``: M_t, with the adapters merged in.
+        ``"adapted"``: M'_t of the task's own stage; ``"merged"``: M_t, with the adapters merged in; ``"agreement"``:
+        M'_t, its weights mixed with M_0's for each image (:mod:`~medseqft_kit.evaluation.agreement`).
 
     Raises
     ------
@@ -39,13 +43,19 @@ def load_predictor(run: str | Path, task: str, which: Literal["adapted", "merged
             expected=", ".join(stages) or "a finished stage",
             next_step="medseqft run CONFIG.yaml --out RUN continues a run",
         )
-    path = Path(run) / "stages" / stages[task] / f"{which}.safetensors"
+    kept = "adapted" if which == "agreement" else which
+    path = Path(run) / "stages" / stages[task] / f"{kept}.safetensors"
     model = load_foundation(path)
     if task not in model.heads:
         raise ModelError(f"{path} has no head for {task}.", found=", ".join(model.heads) or "no head", expected=task)
     entry = manifest["tasks"][task]
     settings = {name: None if value is None else tuple(value) for name, value in entry["preprocessing"].items()}
-    return Predictor(model.to(resolve_precision().device).eval(), _header(task, entry), Preprocessing(**settings))
+    foundation = _placed(load_foundation(Path(run) / "foundation.safetensors")) if which == "agreement" else None
+    return Predictor(_placed(model), _header(task, entry), Preprocessing(**settings), foundation)
+
+
+def _placed(model: FoundationModel) -> FoundationModel:
+    return model.to(resolve_precision().device).eval()
 
 
 def _header(name: str, entry: Mapping[str, Any]) -> Task:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from medseqft_kit.errors import ConfigError, DataError
+from medseqft_kit.evaluation.agreement import predict_classes_merged
 from medseqft_kit.evaluation.inference import predict_classes
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision, resolve_precision
@@ -40,11 +41,15 @@ class Predictor:
         Channels, structures and their label values; its cases are not looked at.
     preprocessing
         With its spacing, as it was in training.
+    foundation
+        M_0, on the model's device: the weights of both are then mixed for each image by how far the two agree
+        (:mod:`~medseqft_kit.evaluation.agreement`).
     """
 
     model: FoundationModel
     task: Task
     preprocessing: Preprocessing
+    foundation: FoundationModel | None = None
 
     @property
     def precision(self) -> Precision:
@@ -69,7 +74,10 @@ class Predictor:
         return target
 
     def _values(self, volume: Volume) -> Integer[np.ndarray, "x y z"]:
-        return self.task.to_values(predict_classes(self.model, self.task.name, volume, self.precision))
+        name, precision = self.task.name, self.precision
+        if self.foundation is None:
+            return self.task.to_values(predict_classes(self.model, name, volume, precision))
+        return self.task.to_values(predict_classes_merged(self.foundation, self.model, name, volume, precision))
 
     def _prepared(self, image: Image, affine: Float[np.ndarray, "4 4"] | None) -> Volume:
         if not isinstance(image, np.ndarray):

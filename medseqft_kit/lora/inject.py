@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medseqft_kit.errors import AdapterError
 from medseqft_kit.lora.layers import ADAPTERS, LoRALayer, shared
+from medseqft_kit.lora.orthogonal import without
+from medseqft_kit.lora.spectrum import a_of_rows, difference, factors, groups_of, rows_of_a
+from medseqft_kit.lora.targets import targeted
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.randomness import torch_generator
 
@@ -28,14 +32,18 @@ class LoRASettings:
     Parameters
     ----------
     rank
-        r of every adapted layer.
+        r of every adapted layer that `ranks` does not name.
     alpha
-        The adapter's part is scaled by alpha / rank; None means alpha = rank.
+        The adapter's part is scaled by alpha / r; None means alpha = r, layer by layer.
     targets
         ``"all"`` convolution and linear layers of the backbone, or patterns of module names in it: a full name, an
         ending of one at a dot (as in PEFT), or a regular expression for the whole name. Each must match.
     train_norms
         Whether the affine parameters of norm layers are trained with the adapter.
+    train_a
+        Whether A is trained, or B alone.
+    ranks, alphas
+        r and alpha of single layers, by their full names in the backbone; each must be an adapted layer.
 
     Raises
     ------
@@ -47,12 +55,17 @@ class LoRASettings:
     alpha: int | float | None = None
     targets: str | tuple[str, ...] = "all"
     train_norms: bool = True
+    train_a: bool = True
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise AdapterError("the rank of an adapter is too small.", found=str(self.rank), expected="at least 1")
-        if self.effective_alpha <= 0:
-            raise AdapterError("alpha of an adapter is too small.", found=str(self.alpha), expected="more than 0")
+        ranks = [self.rank, *self.ranks.values()]
+        if min(ranks) < 1:
+            raise AdapterError("the rank of an adapter is too small.", found=str(min(ranks)), expected="at least 1")
+        alphas = [self.effective_alpha, *self.alphas.values()]
+        if min(alphas) <= 0:
+            raise AdapterError("alpha of an adapter is too small.", found=str(min(alphas)), expected="more than 0")
         if self.targets != "all" and (isinstance(self.targets, str) or not self.targets):
             raise AdapterError(
                 "the targets of an adapter are not a list.",
@@ -62,8 +75,16 @@ class LoRASettings:
 
     @property
     def effective_alpha(self) -> float:
-        """Alpha with its default filled in."""
+        """Alpha of a layer of rank `rank`, with its default filled in."""
         return float(self.rank if self.alpha is None else self.alpha)
+
+    def rank_of(self, name: str) -> int:
+        """R of the layer `name`."""
+        return self.ranks.get(name, self.rank)
+
+    def alpha_of(self, name: str) -> float:
+        """Alpha of the layer `name`."""
+        return float(self.alphas.get(name, self.rank_of(name) if self.alpha is None else self.alpha))
 
 
 class AdaptedModel(FoundationModel):
@@ -114,68 +135,101 @@ class AdaptedModel(FoundationModel):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
-def inject(model: FoundationModel, settings: LoRASettings, seed: int) -> AdaptedModel:
+def inject(
+    model: FoundationModel,
+    settings: LoRASettings,
+    seed: int,
+    towards: FoundationModel | None = None,
+    spanned: Mapping[str, Tensor] = MappingProxyType({}),
+) -> AdaptedModel:
     """A new model with LoRA on the backbone of `model`, which stays as it is, bit for bit.
 
     A starts from Kaiming's uniform draw, from `seed` and the layer's name alone; B starts at zero, so the new model
     computes what `model` does. SSL head and task heads are shared and frozen.
 
+    Parameters
+    ----------
+    model
+        What the adapters go on; carries none.
+    settings
+        What they look like.
+    seed
+        Of A.
+    towards
+        A model of the same architecture. The adapters start as the best approximation of its weights that their ranks
+        allow, in place of zero, and trained norms as copies of its norms, running statistics included: the new model
+        starts near `towards`. Rows of A for which there is no difference to take start as usual. Biases stay.
+    spanned
+        Layer to orthonormal rows for each group (:mod:`medseqft_kit.lora.orthogonal`) that A is kept orthogonal to.
+
     Raises
     ------
     AdapterError
-        If a target matches nothing (the nearest names are listed), a layer's groups do not divide the rank, or the
-        model is an adapted one already.
+        If a target matches nothing (the nearest names are listed), `settings.ranks` names a layer that is not adapted,
+        a layer's groups do not divide its rank, `towards` is of another architecture, the model is an adapted one
+        already, or not one layer has a direction left that `spanned` does not span.
     """
     if isinstance(model, AdaptedModel):
         raise AdapterError("the model carries adapters already.", next_step="merge them before new ones are put on")
-    found = {name: module for name, module in model.backbone.named_modules() if type(module) in ADAPTERS}
+    found = targeted(model.backbone, settings.targets)
+    _refuse_strangers(settings, found)
     layers: dict[str, LoRALayer] = {}
-    for name in match_targets(tuple(found), settings.targets):
-        frozen = found[name]
-        _refuse_uneven(name, getattr(frozen, "groups", 1), settings.rank)
+    for name, frozen in found.items():
+        rank = settings.rank_of(name)
+        _refuse_uneven(name, groups_of(frozen), rank)
         generator = torch_generator(seed, "lora", name)
-        layers[name] = ADAPTERS[type(frozen)](frozen, settings.rank, settings.effective_alpha, generator)
-    return AdaptedModel(model, settings, layers)
-
-
-def match_targets(names: tuple[str, ...], targets: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `names` that a target matches, in the order of `names`.
-
-    >>> match_targets(("net.qkv", "net.proj"), ("qkv",))
-    ('net.qkv',)
-    """
-    matched = {"all": set(names)} if targets == "all" else {target: _matches(names, target) for target in targets}
-    unmatched = [target for target, hits in matched.items() if not hits]
-    if unmatched:
+        layers[name] = ADAPTERS[type(frozen)](frozen, rank, settings.alpha_of(name), generator)
+        if name in spanned:
+            _keep_off_(layers[name], spanned[name])
+        if towards is not None:
+            wanted = difference(model, towards, name)
+            _move_(layers[name], without(wanted, spanned[name]) if name in spanned else wanted)
+        layers[name].lora_a.requires_grad_(settings.train_a)
+    if not any(layer.lora_a.any() for layer in layers.values()):
         raise AdapterError(
-            "a LoRA target matches no convolution or linear layer of the backbone.",
-            found=", ".join(map(repr, unmatched)),
-            expected="; ".join(f"{target!r}: one of {', '.join(_nearest(names, target))}" for target in unmatched),
-            next_step="correct `lora.targets`; 'all' takes every such layer",
+            "earlier adapters span every direction of every adapted layer: an orthogonal one has nowhere to go.",
+            found=f"{len(layers)} layers without a free direction",
+            expected="fewer directions taken by each task",
+            next_step="lower `lora.rank`, add layers to `lora.targets`, or turn `lora.orthogonal` off",
         )
-    chosen = set().union(*matched.values())
-    return tuple(name for name in names if name in chosen)
+    adapted = AdaptedModel(model, settings, layers)
+    if towards is not None and settings.train_norms:
+        _copy_norms_(adapted.backbone, towards.backbone)
+    return adapted
 
 
-def _matches(names: tuple[str, ...], target: str) -> set[str]:
-    if target in names:
-        return {target}
-    try:
-        pattern = re.compile(target)
-    except re.error as problem:
+def _keep_off_(layer: LoRALayer, basis: Tensor) -> None:
+    """Take out of A what lies in the rows of `basis`."""
+    with torch.no_grad():
+        layer.lora_a.copy_(a_of_rows(layer, without(rows_of_a(layer, layer.lora_a), basis), layer.lora_a))
+
+
+def _move_(layer: LoRALayer, wanted: Float[Tensor, "groups outputs inputs"]) -> None:
+    """Set A and B to the best factors of `wanted`; a row without one stays as it is, since 0 · 0 would never move."""
+    rows = rows_of_a(layer, layer.lora_a).clone()
+    a, b = factors(wanted, rows.shape[1], layer.scaling)
+    columns = b.new_zeros(len(rows), b.shape[1], rows.shape[1])
+    columns[:, :, : b.shape[2]] = b
+    rows[:, : a.shape[1]] = torch.where(b.any(dim=1).unsqueeze(2), a, rows[:, : a.shape[1]])
+    with torch.no_grad():
+        layer.lora_a.copy_(a_of_rows(layer, rows, layer.lora_a))
+        layer.lora_b.copy_(columns.reshape(layer.lora_b.shape))
+
+
+def _copy_norms_(backbone: nn.Module, source: nn.Module) -> None:
+    norms = dict(_norms(source))
+    for name, norm in _norms(backbone):
+        norm.load_state_dict(norms[name].state_dict())
+
+
+def _refuse_strangers(settings: LoRASettings, found: Mapping[str, nn.Module]) -> None:
+    strangers = sorted((settings.ranks.keys() | settings.alphas.keys()) - found.keys())
+    if strangers:
         raise AdapterError(
-            f"the LoRA target {target!r} is no regular expression.", found=str(problem), expected="a name or a pattern"
-        ) from problem
-    return {name for name in names if name.endswith(f".{target}") or pattern.fullmatch(name)}
-
-
-def _nearest(names: tuple[str, ...], target: str) -> list[str]:
-    """Full names and endings that look like `target`; the first few names if none does."""
-    length = target.count(".") + 1
-    endings = {".".join(name.split(".")[-parts:]) for name in names for parts in (length, length + 1)}
-    containing = [name for name in names if target in name]
-    close = get_close_matches(target, sorted(endings | set(names)), n=3, cutoff=0.5)
-    return list(dict.fromkeys([*close, *containing]))[:4] or [*names[:4]] or ["(the backbone has no such layer)"]
+            "ranks are given for layers that are not adapted.",
+            found=", ".join(strangers),
+            expected=f"some of {', '.join(found)}",
+        )
 
 
 def _refuse_uneven(name: str, groups: int, rank: int) -> None:

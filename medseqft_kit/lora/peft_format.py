@@ -13,11 +13,15 @@ both by hand, let PEFT read the folder and copy the norms' tensors, whose names 
 
 A grouped convolution's A is written dense with zeros outside its own group, as PEFT's layer expects it, and read back
 grouped. A dense A that is not of this form stays dense: it runs, and merging it is refused.
+
+Ranks and alphas of single layers are PEFT's ``rank_pattern`` and ``alpha_pattern``, with a pattern for one full name
+each; those of layers that PEFT cannot hold are among them, since PEFT skips a pattern that fits none of its layers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +47,6 @@ _PLAIN = {
     "modules_to_save": None,
     "use_dora": False,
     "use_rslora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
 }
 """PEFT's options that we write at these values and refuse at others."""
 
@@ -63,7 +65,8 @@ def save_adapter(adapted: AdaptedModel, folder: Path) -> None:
     }
     write_tensors(folder / EXTRA, extra)
     write_tensors(folder / WEIGHTS, weights, {"medseqft": json.dumps(beside, sort_keys=True)})
-    write_json(folder / CONFIG, dict(sorted(_peft_config(adapted.settings, sorted(peft)).items())))
+    config = _peft_config(adapted.settings, sorted(peft), sorted(layers))
+    write_json(folder / CONFIG, dict(sorted(config.items())))
 
 
 def load_adapter(model: FoundationModel, folder: str | Path) -> AdaptedModel:
@@ -86,24 +89,46 @@ def load_adapter(model: FoundationModel, folder: str | Path) -> AdaptedModel:
     norms = beside is not None and beside["train_norms"]
     if not names:
         raise AdapterError(f"the folder {folder} holds no adapter.", expected="at least one adapted layer")
-    adapted = inject(model, LoRASettings(config["r"], config["lora_alpha"], tuple(names), norms), seed=0)
+    ranks, alphas = (_by_layer(config.get(f"{each}_pattern") or {}, names) for each in ("rank", "alpha"))
+    targets = tuple(names)
+    settings = LoRASettings(config["r"], config["lora_alpha"], targets, norms, ranks=ranks, alphas=alphas)
+    adapted = inject(model, settings, seed=0)
     _fill_(adapted, state, {name for name in adapted.adapter_state() if beside is not None or ".lora_" in name})
     return adapted
 
 
-def _peft_config(settings: LoRASettings, targets: list[str]) -> dict[str, Any]:
-    alpha = settings.effective_alpha
+def _peft_config(settings: LoRASettings, targets: list[str], layers: list[str]) -> dict[str, Any]:
+    alpha = _whole(settings.effective_alpha)
+    ranks = {name: settings.rank_of(name) for name in layers}
+    alphas = {name: _whole(settings.alpha_of(name)) for name in layers}
     return {
         **_PLAIN,
+        "alpha_pattern": {_pattern(name): each for name, each in alphas.items() if each != alpha},
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": settings.rank,
+        "rank_pattern": {_pattern(name): each for name, each in ranks.items() if each != settings.rank},
         "target_modules": targets,
         "task_type": None,
     }
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def _pattern(name: str) -> str:
+    """A pattern of PEFT that fits `name` alone: it would take a bare name for an ending of others too."""
+    return f"^{re.escape(name)}"
+
+
+def _by_layer(patterns: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """What PEFT's patterns say of each layer: the first that fits a name or its ending at a dot counts."""
+    fitting = {name: [key for key in patterns if re.match(rf"(.*\.)?({key})$", name)] for name in names}
+    return {name: patterns[keys[0]] for name, keys in fitting.items() if keys}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def learning_curves(history: Sequence[Row], colours: Mapping[str, str]) -> go.Fi
     figure.update_yaxes(title_text="loss (log)", row=1, col=1)
     figure.update_yaxes(range=[0, 1], dtick=0.25, row=2)
     figure.update_yaxes(title_text="validation Dice", row=2, col=1)
-    return _styled(figure, height=440)
+    return styled(figure, height=440)
 
 
 def _loss_axis(rows: list[Row]) -> dict[str, object]:
@@ -136,7 +136,7 @@ def pretraining_curve(rows: Sequence[Row]) -> go.Figure:
     steps, values = thinned([(row["step"], row["reconstruction"]) for row in rows if "reconstruction" in row])
     figure = go.Figure(go.Scatter(x=steps, y=values, mode="lines", line={"color": COLOURS[0], "width": 1.8}))
     figure.update_xaxes(title_text="step").update_yaxes(title_text="reconstruction loss", rangemode="tozero")
-    return _styled(figure, height=260, top=16)
+    return styled(figure, height=260, top=16)
 
 
 def score_distribution(scores: pd.DataFrame, chosen: Iterable[str], tied: Iterable[str]) -> go.Figure:
@@ -183,52 +183,11 @@ def score_distribution(scores: pd.DataFrame, chosen: Iterable[str], tied: Iterab
     figure.update_xaxes(title_text="training volumes, ordered by score").update_yaxes(
         title_text="score (SSL loss of M₀)"
     )
-    return _styled(figure, height=320, top=36)
+    return styled(figure, height=320, top=36)
 
 
-def case_boxes(cases: pd.DataFrame, tasks: Sequence[str], strategies: Sequence[str]) -> go.Figure:
-    """Dice of every test case, one panel for each task, one box for each strategy.
-
-    `cases` has the columns strategy, task, seed, case, dice; one row for each case and seed.
-    """
-    columns = min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = make_subplots(
-        rows,
-        columns,
-        subplot_titles=[plain(task) for task in tasks],
-        shared_yaxes="rows",
-        horizontal_spacing=0.04,
-        vertical_spacing=0.16 / rows,
-    )
-    for index, task in enumerate(tasks):
-        for number, strategy in enumerate(strategies):
-            part = cases[(cases["task"] == task) & (cases["strategy"] == strategy)]
-            hover = [
-                f"{plain(case)}, seed {seed}: {dice:.3f}"
-                for case, seed, dice in zip(part["case"], part["seed"], part["dice"], strict=True)
-            ]
-            figure.add_box(
-                y=part["dice"],
-                x=[plain(strategy)] * len(part),
-                name=plain(strategy),
-                hovertext=hover,
-                hoverinfo="text",
-                boxpoints="all",
-                pointpos=0,
-                jitter=0.5,
-                width=0.6,
-                line={"width": 1.2},
-                marker={"size": 4, "opacity": 0.6, "color": COLOURS[number % len(COLOURS)]},
-                showlegend=False,
-                row=index // columns + 1,
-                col=index % columns + 1,
-            )
-    figure.update_yaxes(rangemode="tozero").update_yaxes(title_text="Dice of a case", col=1)
-    return _styled(figure, height=60 + 300 * rows, top=32)
-
-
-def _styled(figure: go.Figure, height: int, top: int = 58) -> go.Figure:
+def styled(figure: go.Figure, height: int, top: int = 58) -> go.Figure:
+    """The look that all figures share; `height` and the margin above, `top`, in pixels. The figure is changed."""
     axis = {
         "gridcolor": "#e6e9ed",
         "linecolor": "#b6bdc6",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import jinja2
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from medseqft_kit.report import comparison as compared
-from medseqft_kit.report import figures, tables
+from medseqft_kit.report import comparison_figures, comparison_words, continual_figures, figures, tables
 from medseqft_kit.report.load import RunRecord, StageRecord, load_run
 from medseqft_kit.report.overlays import task_overlays
+from medseqft_kit.report.rank_diagram import critical_difference_diagram
 from medseqft_kit.runs.atomic import write_text
 
 NAME = "report.html"
@@ -83,17 +84,43 @@ def _scores(stage: StageRecord, scores: pd.DataFrame, plots: _Plots) -> Markup:
 
 
 def _comparison_content(record: compared.Comparison) -> dict[str, Any]:
-    cases = compared.headline_cases(record)
-    columns = (*record.tasks, compared.MEAN)
     return {
-        "best": {task: compared.best_dice(record, task) for task in columns},
-        "cost": {strategy: compared.cost(record, strategy) for strategy in record.strategies},
-        "seeds": record.cases["seed"].nunique(),
-        "predictor_lines": list(dict.fromkeys((strategy, predictor) for strategy, predictor, _ in record.predictors)),
         "comparison": record,
-        "headline": compared.headline(record),
-        "differences": compared.differences(record),
-        "boxes": _Plots().add(figures.case_boxes(cases, record.tasks, record.strategies)) if len(cases) else None,
+        "headline": comparison_words.headline(record),
+        "results": compared.results(record),
+        "best": compared.best_dice(record),
+        "gains": compared.gains(record),
+        "pairs": compared.pairs(record),
+        "orders": compared.orders(record),
+        "sequences": compared.sequences(record),
+        "predictor_lines": compared.predictor_lines(record),
+        "rows": {name: table.to_dict("records") for name, table in record.tables.items()},
+        "transfers": compared.transfers(record),
+        "plots": _comparison_plots(record),
+    }
+
+
+def _comparison_plots(record: compared.Comparison) -> dict[str, Any]:
+    """Every figure whose table has rows, in the order of the page; ``matrix`` has one for each order of tasks."""
+    plots, table, cases = _Plots(), record.tables, compared.headline_cases(record)
+    ours, rivals = compared.split_gains(record)
+    several = table["orders"] if len(compared.sequences(record)) > 1 else table["orders"].head(0)
+    drawn = {
+        "parallel": plots.of(ours, lambda rows: comparison_figures.forest(rows, "strategy")),
+        "rivals": plots.of(rivals, lambda rows: comparison_figures.forest(rows, "versus")),
+        "ranks": plots.of(table["ranks"], critical_difference_diagram),
+        "compute": plots.of(table["comparison"], comparison_figures.compute),
+        "orders": plots.of(several, comparison_figures.order_spread),
+    }
+    matrices = {
+        int(str(order)): plots.add(continual_figures.transfer_matrices(rows))
+        for order, rows in table["matrix"].astype({"order": int}).groupby("order", sort=True)
+    }
+    return drawn | {
+        "matrix": matrices,
+        "generality": plots.of(table["generality"], continual_figures.generality_curves),
+        "transfer": plots.of(table["transfer"], continual_figures.transfer_curves),
+        "cases": plots.of(cases, lambda rows: comparison_figures.case_boxes(rows, record.tasks, record.strategies)),
     }
 
 
@@ -102,6 +129,10 @@ class _Plots:
 
     def __init__(self) -> None:
         self.count = 0
+
+    def of(self, table: pd.DataFrame, draw: Callable[[pd.DataFrame], go.Figure]) -> Markup | None:
+        """The plot of a table; None where it has no rows."""
+        return self.add(draw(table)) if len(table) else None
 
     def add(self, figure: go.Figure) -> Markup:
         self.count += 1
@@ -114,6 +145,11 @@ class _Plots:
             default_height=f"{figure.layout.height}px",
         )
         return Markup(division)  # Plotly writes `<`, `>` and `/` inside its JSON as \uXXXX
+
+
+def breakable(name: str) -> Markup:
+    """A name that may break after an underscore, and nowhere else."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _write(path: Path, template: str, content: dict[str, Any]) -> Path:
@@ -130,11 +166,20 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.tests["excluding_zero"] = comparison_words.excludes_zero
     environment.filters |= {
         "dice": partial(tables.number, digits=3),
         "mm": partial(tables.number, digits=1),
         "count": partial(tables.number, digits=0),
         "signed": tables.signed,
+        "points": comparison_words.points,
+        "change": comparison_words.change,
+        "effect": comparison_words.effect,
+        "breakable": breakable,
+        "probability": comparison_words.probability,
+        "seeds_needed": comparison_words.seeds_needed,
+        "spread": comparison_words.spread,
+        "model_name": continual_figures.model_name,
         "duration": tables.duration,
         "setting": tables.setting,
     }

@@ -26,12 +26,17 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row at the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 @contextmanager
 def timed(path: Path, event: str, **facts: Any) -> Iterator[Row]:
     """Append one row with the seconds that the block took; the block may add facts to the row it is given."""
     row: Row = {"event": event, **facts}
     start = time.perf_counter()
     yield row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, "seconds": round(time.perf_counter() - start, 3)}) + "\n")
+    append_row(path, {**row, "seconds": round(time.perf_counter() - start, 3)})

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from medseqft_kit.runs.atomic import write_tensors
 from medseqft_kit.runs.history import Row
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -25,17 +27,28 @@ class Progressed:
     history: list[Row]
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, progressed: Progressed) -> None:
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    progressed: Progressed,
+    carried: Mapping[str, Tensor] = NOTHING,
+) -> None:
     """Write everything that :func:`restore_checkpoint_` needs, atomically."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"carried.{name}": value for name, value in carried.items()}
     for name, parameter in _trained(model).items():
         state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
         tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
     write_tensors(path, tensors, {"step": str(progressed.step), "history": json.dumps(progressed.history)})
 
 
-def restore_checkpoint_(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> Progressed:
-    """Put model and optimiser where the checkpoint left them; nothing changes if there is none or it is damaged.
+def restore_checkpoint_(
+    path: Path, model: nn.Module, optimizer: torch.optim.AdamW, carried: Mapping[str, Tensor] = NOTHING
+) -> Progressed:
+    """Put model, optimiser and `carried` tensors where the checkpoint left them, all in place.
+
+    Nothing changes if there is no checkpoint or it is damaged.
 
     A damaged file can only stem from outside, since ours are renamed into place whole; training then starts over.
     """
@@ -46,6 +59,8 @@ def restore_checkpoint_(path: Path, model: nn.Module, optimizer: torch.optim.Ada
     except (FileNotFoundError, SafetensorError):
         return Progressed(0, [])
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    for name, tensor in carried.items():
+        tensor.copy_(tensors[f"carried.{name}"])
     step = int(header["step"])
     for name, parameter in _trained(model).items():
         if f"exp_avg.{name}" in tensors:

@@ -16,20 +16,26 @@ from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
 from medseqft_kit.tasks.split import patient_of
 from medseqft_kit.tuning.plan import TaskPlan, check_data, split_plans
-from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation
+from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation, pretraining_images
 from medseqft_kit.tuning.sequence import Run, Sequence, threads_of
+from medseqft_kit.tuning.sources import Entries
 
 
 def run_sequence(config: Config, out: Path, progress: Progress = silent) -> Run:
     """One run of the configuration's strategy and seed; continues where an earlier call stopped."""
     plans = read_plans(config)
     model = foundation_model(config, plans, out, progress)
-    return Sequence(out, model, config, progress).fit(plans)
+    return Sequence(out, model, config, progress).fit(plans, held_back=read_unseen(config))
 
 
 def read_plans(config: Config) -> list[TaskPlan]:
     """The tasks of the sequence, in the order of arrival."""
     return [TaskPlan.from_section(section) for section in config.tasks]
+
+
+def read_unseen(config: Config) -> list[TaskPlan]:
+    """The tasks that are held back."""
+    return [TaskPlan.from_section(section) for section in config.unseen]
 
 
 def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress: Progress = silent) -> FoundationModel:
@@ -54,8 +60,7 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
         if not weights.is_file():
             check_data(plans)
             write_json(record, wanted)
-            assert config.foundation.pretrain is not None
-            plan = Pretraining(config.foundation.pretrain, config.model, config, hidden)
+            plan = _pretraining(config, hidden)
             with timed(folder / "timing.jsonl", "pretraining"):
                 model = pretrain_foundation(plan, folder, progress)
             save_foundation(model, weights)
@@ -63,9 +68,20 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
     return load_foundation(weights)
 
 
+def generality_images(config: Config, plans: list[TaskPlan], out: Path, progress: Progress = silent) -> Entries:
+    """The images that M_0 was made from in ``out/pretraining``; none where the weights came from elsewhere."""
+    if config.foundation.pretrain is None:
+        return ()
+    return pretraining_images(_pretraining(config, _test_patients(config, plans)), out / "pretraining", progress)
+
+
+def _pretraining(config: Config, hidden: frozenset[str]) -> Pretraining:
+    assert config.foundation.pretrain is not None
+    return Pretraining(config.foundation.pretrain, config.model, config, hidden)
+
+
 def _test_patients(config: Config, plans: list[TaskPlan]) -> frozenset[str]:
-    every = [*plans, *(TaskPlan.from_section(section) for section in config.unseen)]
-    splits = split_plans(every, config)
+    splits = split_plans([*plans, *read_unseen(config)], config)
     return frozenset(patient_of(case, config.split.group) for split in splits.values() for case in split.test)
 
 

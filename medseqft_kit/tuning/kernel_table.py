@@ -23,7 +23,7 @@ def measure_backends(model: Model, settings: Settings, channels: int = 1) -> dic
     lora = settings.strategy.lora
     foundation = FoundationModel.build(model.architecture, model.size, channels=channels, patch=model.patch)
     targets = lora.targets or "all"
-    adapted = inject(foundation, LoRASettings(lora.rank, lora.alpha, targets, lora.train_norms), seed=0)
+    adapted = inject(foundation, LoRASettings(lora.uniform_rank, lora.alpha, targets, lora.train_norms), seed=0)
     precision.place_(adapted)
     chosen: dict[str, str] = {}
     with threads_of(settings), pinned(chosen), precision.autocast():

@@ -57,14 +57,19 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Cases:
-    """Which cases a run uses: `train` and `validation` are limited by the settings, `test` is the whole side."""
+    """Which cases a run uses: `train` and `validation` are limited by the settings, `test` is the whole side.
+
+    `unlabelled` are the training cases beyond the limit: their images may be seen, their labels are not.
+    """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
+        """Those whose labels are read."""
         return (*self.train, *self.validation, *self.test)
 
 
@@ -117,7 +122,8 @@ def choose_cases(plan: TaskPlan, split: Split, settings: Settings) -> Cases:
     kept = tuple(sorted(split.train[i] for i in order[: plan.train_cases]))
     order = numpy_generator(settings.split.seed, "validation cases", plan.task.name).permutation(len(split.validation))
     validation = tuple(sorted(split.validation[i] for i in order[: settings.budget.validation_cases]))
-    return Cases(kept, validation, split.test)
+    beyond = tuple(case for case in split.train if case not in kept)
+    return Cases(kept, validation, split.test, beyond)
 
 
 def resolved(plan: TaskPlan) -> TaskPlan:

@@ -21,6 +21,7 @@ from medseqft_kit.settings import Optimizer, Settings
 from medseqft_kit.tasks.layouts import load_task
 from medseqft_kit.tasks.split import patient_of
 from medseqft_kit.tasks.types import Case, Task
+from medseqft_kit.tuning.sources import Entries
 from medseqft_kit.tuning.trainer import Training, train
 from medseqft_kit.volumes.batches import Batch, BatchSource
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
@@ -48,7 +49,7 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
         If the objective's loss is defined over blocks of draws of one volume.
     """
     settings = plan.settings
-    entries = [entry for path in plan.pretrain.data for entry in _entries(plan, path, folder / "store", progress)]
+    entries = pretraining_images(plan, folder, progress)
     channels = {len(volumes.task.channels) for volumes, _ in entries}
     if len(channels) != 1:
         raise DataError(
@@ -69,7 +70,7 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
     precision.place_(model).train()
     objective = _trainable(objective_of(model))
     region = objective.region(plan.model.patch)
-    source = BatchSource(tuple(entries), region, plan.pretrain.batch, settings.seed, "pretraining", labelled=False)
+    source = BatchSource(entries, region, plan.pretrain.batch, settings.seed, "pretraining", labelled=False)
 
     def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         image = batches[0].image
@@ -107,6 +108,11 @@ def _trainable(objective: Objective) -> Objective:
             next_step="set `foundation.pretrain.objective`, or start from weights that were pre-trained so",
         )
     return objective
+
+
+def pretraining_images(plan: Pretraining, folder: Path, progress: Progress = silent) -> Entries:
+    """Every image that the pre-training sees, prepared in the store of `folder`."""
+    return tuple(entry for path in plan.pretrain.data for entry in _entries(plan, path, folder / "store", progress))
 
 
 def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> list[tuple[TaskVolumes, str]]:

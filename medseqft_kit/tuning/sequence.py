@@ -7,7 +7,7 @@ from collections.abc import Sequence as Tasks
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ import torch
 from medseqft_kernels.dispatch import pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.evaluation.cases import read_cases
-from medseqft_kit.evaluation.load import load_predictor
+from medseqft_kit.evaluation.load import Which, load_predictor
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.models.foundation import (
     FoundationModel,
@@ -32,6 +32,7 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.split import Split
 from medseqft_kit.tasks.types import Task
+from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.manifest import KernelChoices, first_manifest, refuse_other_settings
 from medseqft_kit.tuning.plan import (
     TaskPlan,
@@ -41,8 +42,9 @@ from medseqft_kit.tuning.plan import (
     resolved,
     split_plans,
 )
-from medseqft_kit.tuning.stage_run import Context, PreparedTask, run_stage
-from medseqft_kit.tuning.strategies import build_strategy
+from medseqft_kit.tuning.sources import PreparedTask
+from medseqft_kit.tuning.stage_run import run_stage
+from medseqft_kit.tuning.strategies import Strategy, build_strategy
 from medseqft_kit.volumes.store import prepare
 
 
@@ -61,6 +63,8 @@ class Sequence:
         Called with (label, done, total); see :mod:`medseqft_kit.progress`.
     store
         Where preprocessed volumes are kept; runs on the same data may share it. The run folder's own by default.
+    shared
+        Where runs of one comparison keep what they have in common, so that it is computed once; None shares nothing.
     """
 
     def __init__(
@@ -70,13 +74,22 @@ class Sequence:
         settings: Settings | None = None,
         progress: Progress = silent,
         store: Path | None = None,
+        shared: Path | None = None,
     ) -> None:
         self.folder, self.model = RunFolder(Path(folder)), model
         self.settings, self.progress = settings or Settings(), progress
-        self.store = store or self.folder.store
+        self.store, self.shared = store or self.folder.store, shared
 
-    def fit(self, tasks: Tasks[Task | TaskPlan]) -> Run:
+    def fit(self, tasks: Tasks[Task | TaskPlan], held_back: Tasks[Task | TaskPlan] = ()) -> Run:
         """Run every stage that is not done yet.
+
+        Parameters
+        ----------
+        tasks
+            In the order of arrival.
+        held_back
+            Tasks that this run does not train, but others will: all are split together, so that a patient who is in
+            several of them is on one side in all.
 
         Raises
         ------
@@ -87,27 +100,31 @@ class Sequence:
         RunError
             If the folder holds a run of other settings or tasks, or another process works on it.
         """
-        plans = [task if isinstance(task, TaskPlan) else TaskPlan(task) for task in tasks]
-        _refuse_same_names(plans)
+        plans, others = _plans(tasks), _plans(held_back)
+        _refuse_same_names([*plans, *others])
         with _at_work(self.folder, self.settings):
             if self.folder.exists:
                 self.folder = RunFolder.open(self.folder.path)
                 refuse_other_settings(self.folder, self.settings)
                 plans = _with_added_tasks(self.folder, plans)
             else:
-                plans = self._create(plans)
-            _run_stages(self.folder, plans, self.settings, self.store, self.progress)
+                plans = self._create(plans, others)
+            _run_stages(self.folder, plans, self.settings, self.store, self.progress, self.shared)
         return Run(self.folder.path, self.progress)
 
-    def _create(self, plans: list[TaskPlan]) -> list[TaskPlan]:
+    def _create(self, plans: list[TaskPlan], others: list[TaskPlan]) -> list[TaskPlan]:
         build_strategy(self.settings.strategy)
         check_data(plans)
         plans = [resolved(plan) for plan in plans]
         precision = resolve_precision(self.settings.compute.precision, self.settings.compute.device)
         save_foundation(self.model, self.folder.foundation)
         self.folder.manifest = first_manifest(self.folder, self.model, self.settings, precision)
-        _plan_stages(self.folder, plans, self.settings)
+        _plan_stages(self.folder, plans, self.settings, others)
         return plans
+
+
+def _plans(tasks: Tasks[Task | TaskPlan]) -> list[TaskPlan]:
+    return [task if isinstance(task, TaskPlan) else TaskPlan(task) for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -159,8 +176,8 @@ class Run:
         done = [i for i, stage in enumerate(folder.stages) if stage["done"]]
         return pd.concat([read_cases(folder.stage_folder(i) / "cases.csv") for i in done], ignore_index=True)
 
-    def model(self, task: str, which: Literal["adapted", "merged"] | None = None) -> Predictor:
-        """What predicts one task: its M'_t or M_t; the run's `strategy.predictor` unless said otherwise."""
+    def model(self, task: str, which: Which | None = None) -> Predictor:
+        """What predicts one task: M'_t, M_t or M_0 mixed with M'_t; `strategy.predictor` unless said otherwise."""
         manifest = RunFolder.open(self.path).manifest
         return load_predictor(self.path, task, which or manifest["config"]["strategy"]["predictor"])
 
@@ -171,10 +188,10 @@ class Run:
         return write_report(self.path)
 
 
-def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings) -> None:
+def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, held_back: Tasks[TaskPlan] = ()) -> None:
     """Split, choose cases and add a stage for each plan; then the manifest is on disk."""
     before = {name: _split(entry) for name, entry in folder.manifest["tasks"].items()}
-    splits = split_plans(plans, settings, before)
+    splits = split_plans([*plans, *held_back], settings, before)
     for plan in plans:
         split = splits[plan.task.name]
         cases = choose_cases(plan, split, settings)
@@ -187,7 +204,14 @@ def _split(entry: Mapping[str, Any]) -> Split:
     return Split(**{side: tuple(ids) for side, ids in entry["split"].items()})
 
 
-def _run_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, store: Path, progress: Progress) -> None:
+def _run_stages(
+    folder: RunFolder,
+    plans: list[TaskPlan],
+    settings: Settings,
+    store: Path,
+    progress: Progress,
+    shared: Path | None = None,
+) -> None:
     waiting = [index for index, stage in enumerate(folder.stages) if not stage["done"]]
     if not waiting:
         return
@@ -195,21 +219,25 @@ def _run_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, st
         folder.verify_stage(index)
     compute = folder.manifest["compute"]
     precision = Precision(compute["device"], compute["precision"])
+    strategy = build_strategy(settings.strategy)
     context = Context(
         run=folder,
         settings=settings,
-        strategy=build_strategy(settings.strategy),
+        strategy=strategy,
         foundation=frozen_copy(precision.place_(load_foundation(folder.foundation))),
         precision=precision,
-        tasks={plan.task.name: _prepare(folder, plan, settings, store, progress) for plan in plans},
+        tasks={plan.task.name: _prepare(folder, plan, strategy, settings, store, progress) for plan in plans},
         progress=progress,
+        shared=shared,
     )
     with pinned(KernelChoices(folder)):
         for index in waiting:
             run_stage(context, index)
 
 
-def _prepare(folder: RunFolder, plan: TaskPlan, settings: Settings, store: Path, progress: Progress) -> PreparedTask:
+def _prepare(
+    folder: RunFolder, plan: TaskPlan, strategy: Strategy, settings: Settings, store: Path, progress: Progress
+) -> PreparedTask:
     entry = folder.manifest["tasks"][plan.task.name]
     cases = choose_cases(plan, _split(entry), settings)
     found = fingerprint(plan.task, cases.all)
@@ -220,7 +248,9 @@ def _prepare(folder: RunFolder, plan: TaskPlan, settings: Settings, store: Path,
             expected=entry["fingerprint"][:16],
             next_step=f"restore {plan.task.root}, or start a new run with --out",
         )
-    return PreparedTask(plan, cases, prepare(plan.task, plan.preprocessing, cases.all, store, progress=progress))
+    looks_beyond = any("unlabelled" in phase.sources for phase in strategy.phases)
+    wanted = (*cases.all, *cases.unlabelled) if looks_beyond else cases.all
+    return PreparedTask(plan, cases, prepare(plan.task, plan.preprocessing, wanted, store, progress=progress))
 
 
 @contextmanager
@@ -243,7 +273,7 @@ def threads_of(settings: Settings) -> Iterator[None]:
 
 def _refuse_same_names(plans: list[TaskPlan]) -> None:
     names = [plan.task.name for plan in plans]
-    if not plans or len(set(names)) < len(names):
+    if not names or len(set(names)) < len(names):
         raise ConfigError(
             "the tasks of a sequence have to be told apart.",
             found=", ".join(names) or "no task",

@@ -23,7 +23,7 @@ from medseqft_kit.runs.history import Row
 from medseqft_kit.runs.interrupt import Interrupted, stop_requested
 from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.checkpoint import Progressed, restore_checkpoint_, save_checkpoint
-from medseqft_kit.volumes.batches import Batch, BatchSource, prefetch
+from medseqft_kit.volumes.batches import Batch, Source, prefetch
 
 Losses = Callable[[Sequence[Batch], int], Mapping[str, Tensor]]
 """Batches of a step (one for each source, on the device) and the step's number to named terms, already weighted."""
@@ -43,20 +43,26 @@ class Training:
     """One training: everything that the loop needs, in the order of its use.
 
     `model` is trained in place; its parameters are grouped by `learning_rates` (prefix of the name to peak rate, the
-    longest prefix that fits counts).
+    longest prefix that fits counts). `carried` are tensors that `losses` changes in place; a checkpoint restores them.
+    `sharpness` is ρ of sharpness-aware minimisation (Foret et al., arXiv 2010.01412, eq. 2–3): the gradient is taken
+    where the loss is highest, to first order, within that distance of the weights; 0 is plain descent. With
+    `checks_first`, or without a step to take, the model is checked as it is before the first step.
     """
 
     name: str
     model: nn.Module
     losses: Losses
-    sources: tuple[BatchSource, ...]
+    sources: tuple[Source, ...]
     steps: int
     learning_rates: Mapping[str, float]
     optimizer: Optimizer
     precision: Precision
     checkpoint: Path
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    sharpness: float = 0.0
     check: Callable[[int], Check] | None = None
     checks: int = 1
+    checks_first: bool = False
     workers: int = 1
     checkpoint_seconds: float = 60.0
     progress: Progress = field(default=silent)
@@ -72,9 +78,15 @@ def train(training: Training) -> list[Row]:
     Interrupted
         After a signal: the checkpoint is written, the same call continues.
     """
+    if training.steps == 0:
+        untrained: list[Row] = []
+        _check(training, -1, untrained)
+        return untrained
     optimizer = _optimizer(training)
-    progressed = restore_checkpoint_(training.checkpoint, training.model, optimizer)
+    progressed = restore_checkpoint_(training.checkpoint, training.model, optimizer, training.carried)
     history, saved_at = list(progressed.history), time.monotonic()
+    if not history and training.checks_first:
+        _check(training, -1, history)
     if history and history[-1].get("done"):
         return history
     steps = range(progressed.step, training.steps)
@@ -87,7 +99,8 @@ def train(training: Training) -> list[Row]:
         training.progress(training.name, step + 1, training.steps)
         ended = _check(training, step, history)
         if stop_requested() or ended or time.monotonic() - saved_at >= training.checkpoint_seconds:
-            save_checkpoint(training.checkpoint, training.model, optimizer, Progressed(step + 1, history))
+            reached = Progressed(step + 1, history)
+            save_checkpoint(training.checkpoint, training.model, optimizer, reached, training.carried)
             saved_at = time.monotonic()
         if stop_requested():
             raise Interrupted(f"stopped after step {step + 1} of {training.steps} of {training.name}")
@@ -131,13 +144,32 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if training.sharpness:
+        _gradient_uphill(training, trained, batches, step)
     nn.utils.clip_grad_norm_(trained, training.optimizer.clip)
     optimizer.step()
     return {name: float(value.detach()) for name, value in {**terms, "total": total}.items()}
 
 
+def _gradient_uphill(training: Training, trained: list[nn.Parameter], batches: Sequence[Batch], step: int) -> None:
+    """Replace each gradient by the one at w + ρ · g / ‖g‖; the weights come back bit for bit."""
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+    length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    before = [each.detach().clone() for each in trained]
+    with torch.no_grad():
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.add_(gradient * (training.sharpness / length.clamp(min=1e-12)))
+            parameter.grad = None
+    with training.precision.autocast():
+        terms = training.losses(batches, step)
+    torch.stack(list(terms.values())).sum().backward()
+    with torch.no_grad():
+        for parameter, value in zip(trained, before, strict=True):
+            parameter.copy_(value)
+
+
 def _check(training: Training, step: int, history: list[Row]) -> bool:
-    """Validate at equal distances and at the end; whether the training may end now."""
+    """Validate at equal distances and at the end, and where asked before step 0; whether the training may end now."""
     every = max(1, training.steps // training.checks)
     last = step + 1 == training.steps
     if training.check is None or not (last or (step + 1) % every == 0):

@@ -1,6 +1,7 @@
 """Augmentation of crops: parameters are drawn first, and can be printed and replayed; then they are applied.
 
-MONAI's deterministic transforms do the work. Cost on one core, one channel of 32³: 3 ms with everything on.
+MONAI's deterministic transforms do the work, and :mod:`~medseqft_kit.volumes.gin`. Cost on one core, one channel of
+32³: 2 ms with everything but GIN on, 6 ms with GIN.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from monai.transforms.spatial.array import Affine
 from monai.transforms.utils import create_rotate, create_scale
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
+
+from medseqft_kit.volumes.gin import nonlinear
 
 Triple = tuple[float, float, float]
 
@@ -35,6 +38,8 @@ class Drawn:
         Exponent of the contrast, within each channel's own range in the crop.
     noise
         Standard deviation of Gaussian noise, whose own generator starts at `noise_seed`.
+    alpha
+        Share of a random network's output in the image (GIN), in [0, 1]; `network_seed` draws the network.
     """
 
     rotation: Triple = (0.0, 0.0, 0.0)
@@ -45,6 +50,8 @@ class Drawn:
     gamma: float = 1.0
     noise: float = 0.0
     noise_seed: int = 0
+    alpha: float = 0.0
+    network_seed: int = 0
 
     def apply(
         self,
@@ -57,6 +64,8 @@ class Drawn:
         Rotations are rigid in mm, so thick slices do not shear; outside the crop its border is repeated.
         """
         image, label = self._moved(image, label, spacing)
+        if self.alpha:
+            image = nonlinear(image, self.alpha, self.network_seed)
         channels = [self._recoloured(channel[None]) for channel in image]
         image = torch.cat(channels)
         if self.noise:
@@ -106,6 +115,9 @@ class Augmentation:
     flip_axes
         Array axes (RAS) that may be flipped, each half of the time. None by default: flipping the first axis turns a
         left structure into a right one, whose label then lies.
+    gin
+        Probability that a crop goes through GIN, a random network that bends intensities (arXiv 2111.12525). Whatever
+        it is, everything else is drawn alike.
     """
 
     rotation: float = 15.0
@@ -116,6 +128,7 @@ class Augmentation:
     noise: float = 0.1
     flip_axes: tuple[int, ...] = ()
     probability: float = 0.5
+    gin: float = 0.0
 
     def draw(self, rng: np.random.Generator) -> Drawn:
         """Draw one augmentation; the generator advances equally far whatever comes out."""
@@ -124,6 +137,8 @@ class Augmentation:
         by, factor, shift = rng.uniform(-1, 1, 3)
         gamma, noise = rng.uniform(*self.gamma), rng.uniform(0, self.noise)
         flips, noise_seed = rng.random(3) < 0.5, int(rng.integers(2**63))
+        # last, so that what is drawn above does not depend on GIN
+        (through, alpha), network_seed = rng.random(2), int(rng.integers(2**63))
         return Drawn(
             rotation=(float(x), float(y), float(z)) if rotate else (0.0, 0.0, 0.0),
             zoom=float(1 + self.scale * by) if zoom else 1.0,
@@ -133,6 +148,8 @@ class Augmentation:
             gamma=float(gamma) if bend else 1.0,
             noise=float(noise) if blur else 0.0,
             noise_seed=noise_seed,
+            alpha=float(alpha) if through < self.gin else 0.0,
+            network_seed=network_seed,
         )
 
     def apply(

@@ -141,7 +141,43 @@ class BatchSource:
         return draw_start(volume, self.patch, rng, target)
 
 
-def prefetch(source: BatchSource, steps: range, workers: int) -> Iterator[tuple[Batch, float]]:
+@dataclass(frozen=True)
+class Rotation:
+    """Several sources that take turns: step n is step n // k of source n mod k.
+
+    Parameters
+    ----------
+    sources
+        At least one, with batches of the same size.
+    """
+
+    sources: tuple[BatchSource, ...]
+
+    @property
+    def size(self) -> int:
+        """Crops in a batch."""
+        return self.sources[0].size
+
+    @property
+    def entries(self) -> tuple[tuple[TaskVolumes, str], ...]:
+        """All entries of all sources."""
+        return tuple(entry for source in self.sources for entry in source.entries)
+
+    @property
+    def stream(self) -> str:
+        """All streams, which name the draws."""
+        return ", ".join(source.stream for source in self.sources)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        turn, which = divmod(step, len(self.sources))
+        return self.sources[which].batch(turn)
+
+
+Source = BatchSource | Rotation
+
+
+def prefetch(source: Source, steps: range, workers: int) -> Iterator[tuple[Batch, float]]:
     """Batches of `steps` in order, made ahead by threads, each with the seconds that the caller waited for it.
 
     Parameters

@@ -19,6 +19,8 @@ COMMANDS = (
     "check",
     "pretrain",
     "run",
+    "compare",
+    "transfer",
     "add",
     "score",
     "select",
@@ -93,6 +95,19 @@ def test_predict_writes_in_the_images_own_geometry_and_label_values(run: Path, w
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine, atol=1e-5)
     assert set(np.unique(written.dataobj)) <= {0, 1, 2}
+
+
+def test_predict_mixes_the_weights_of_both_models_where_it_is_asked_to(
+    run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    image = sorted((workspace / "data" / "Phantom01_Liver" / "imagesTr").glob("*.nii.gz"))[0]
+    result = _medseqft("predict", run, image, "--out", tmp_path, "--merge")
+    assert result.returncode == 0, result.stderr
+    written = nib.Nifti1Image.from_filename(tmp_path / image.name)
+    assert set(np.unique(written.dataobj)) <= {0, 1, 2}
+    refused = _medseqft("predict", run, image, "--out", tmp_path / "other", "--merge", "--which", "merged")
+    assert refused.returncode == 1
+    assert "one of the two" in refused.stderr
 
 
 def test_the_next_task_is_added_and_the_old_one_shown_again(run: Path, workspace: Path) -> None:

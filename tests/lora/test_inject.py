@@ -1,12 +1,15 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from medseqft_kit.errors import AdapterError
-from medseqft_kit.lora.inject import LoRASettings, inject, match_targets
+from medseqft_kit.lora.inject import LoRASettings, inject
 from medseqft_kit.lora.layers import LoRAConv3d, LoRAConvTranspose3d, LoRALinear
+from medseqft_kit.lora.merge import merge
+from medseqft_kit.lora.targets import match_targets
 from medseqft_kit.models.foundation import FoundationModel
 
 LAYERS = ("stem", "point", "dilated", "reflecting", "grouped", "depthwise", "mix", "up", "grouped_up")
@@ -106,6 +109,99 @@ def test_alpha_over_rank_scales_the_adapter(toy):
     assert {layer.scaling for layer in inject(toy(), LoRASettings(rank=8), seed=0).layers().values()} == {1.0}
 
 
+def test_layers_have_ranks_and_alphas_of_their_own(toy):
+    settings = LoRASettings(rank=8, ranks={"mix": 3, "grouped": 4}, alphas={"mix": 6})
+    layers = inject(toy(), settings, seed=0).layers()
+    assert layers["mix"].lora_a.shape == (3, 8)
+    assert layers["grouped"].lora_b.shape == (8, 2, 1, 1, 1)
+    assert layers["point"].lora_a.shape[0] == 8
+    assert {name: layers[name].scaling for name in ("mix", "grouped", "point")} == {"mix": 2, "grouped": 1, "point": 1}
+    halved = inject(toy(), LoRASettings(rank=8, alpha=4, ranks={"mix": 2}), seed=0).layers()
+    assert {name: halved[name].scaling for name in ("mix", "point")} == {"mix": 2, "point": 0.5}
+
+
+def test_ranks_of_layers_that_are_not_adapted_are_refused(toy):
+    with pytest.raises(AdapterError, match=r"found +stem, stranger\n +expected +some of mix"):
+        inject(toy(), LoRASettings(targets=("mix",), ranks={"stem": 8}, alphas={"stranger": 1.0}), seed=0)
+
+
+@pytest.fixture
+def moved(toy):
+    """A model whose weights, norms and statistics are others, but not its biases."""
+
+    def build():
+        model, draw = toy(), torch.Generator().manual_seed(1)
+        for name, tensor in model.backbone.state_dict().items():
+            if tensor.is_floating_point() and ("norm" in name or name.endswith("weight")):
+                tensor.add_(torch.rand(tensor.shape, generator=draw))
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize("alpha", [None, 4])
+def test_full_rank_towards_a_model_is_that_model(toy, moved, alpha, state, same):
+    model, towards = toy().eval(), moved().eval()
+    before = state(model), state(towards)
+    adapted = inject(model, LoRASettings(rank=8, alpha=alpha), seed=0, towards=towards)
+    merged, _ = merge(adapted)
+    compared = 0
+    for name, want in towards.backbone.state_dict().items():
+        assert relative(merged.backbone.state_dict()[name].double(), want.double()) < 1e-5 or not want.any(), name
+        compared += 1
+    assert compared > 25
+    assert relative(adapted.encode(crop()).decoded, towards.encode(crop()).decoded) < 1e-4
+    assert same(before[0], state(model))
+    assert same(before[1], state(towards))
+
+
+def test_low_rank_towards_a_model_is_the_nearest_of_that_rank(toy, moved):
+    """NumPy's truncated decomposition is the referee, for a plain, a grouped and a transposed convolution."""
+    model, towards = toy(), moved()
+    layers = inject(model, LoRASettings(rank=8, ranks={"dilated": 2, "grouped": 4, "up": 3}), 0, towards).layers()
+    views = {
+        "dilated": (2, lambda w: w.reshape(1, 8, -1)),
+        "grouped": (2, lambda w: w.reshape(2, 4, -1)),
+        "up": (3, lambda w: w.swapaxes(0, 1).reshape(1, 8, -1)),
+    }
+    for name, (rank, view) in views.items():
+        before, after = (each.backbone.get_submodule(name).weight.detach().double() for each in (model, towards))
+        u, values, vt = np.linalg.svd(view((after - before).numpy()), full_matrices=False)
+        best = (u[..., :rank] * values[:, None, :rank]) @ vt[:, :rank]
+        got = view((layers[name].merged().weight.detach().double() - before).numpy())
+        assert np.linalg.norm(got - best) / np.linalg.norm(best) < 1e-5, name
+
+
+def test_norms_follow_only_if_they_are_trained(toy, moved):
+    model, towards = toy(), moved()
+    for train_norms, source in ((True, towards), (False, model)):
+        adapted = inject(model, LoRASettings(rank=8, train_norms=train_norms), seed=0, towards=towards)
+        for norm in NORMS:
+            ours, theirs = (each.backbone.get_submodule(norm).state_dict() for each in (adapted, source))
+            assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_rows_without_a_difference_can_still_learn(toy):
+    """Two of eight directions of `mix` differ: the other rows of A are drawn as ever, and B is zero there alone."""
+    model, towards = toy(), toy()
+    with torch.no_grad():
+        towards.backbone.mix.weight[:2] += torch.eye(8)[:2]
+    settings = LoRASettings(rank=8)
+    layers, plain = inject(model, settings, 0, towards).layers(), inject(model, settings, 0).layers()
+    assert torch.equal(layers["mix"].lora_a[2:], plain["mix"].lora_a[2:])
+    assert not layers["mix"].lora_b[:, 2:].any()
+    assert layers["mix"].lora_b[:, :2].any()
+    others = [name for name in LAYERS if name != "mix"]
+    assert all(torch.equal(layers[name].lora_a, plain[name].lora_a) for name in others)
+    assert not any(layers[name].lora_b.any() for name in others)
+
+
+def test_a_may_stay_as_it_is_drawn(toy):
+    adapted = inject(toy(), LoRASettings(rank=8, train_a=False, train_norms=False), seed=0)
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trainable == {f"backbone.{layer}.lora_b" for layer in LAYERS}
+
+
 def test_targets_match_full_names_endings_and_expressions():
     names = ("a.attn.qkv", "a.attn.proj", "b.conv", "conv", "c.preconv")
     assert match_targets(names, ("qkv", "attn.proj")) == ("a.attn.qkv", "a.attn.proj")
@@ -147,7 +243,18 @@ def test_rank_that_groups_do_not_divide_is_refused_at_injection(toy):
         inject(toy(), LoRASettings(rank=4), seed=0)
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": -1.0}, {"targets": ()}, {"targets": "stem"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"alpha": -1.0},
+        {"targets": ()},
+        {"targets": "stem"},
+        {"ranks": {"stem": 0}},
+        {"alphas": {"stem": 0.0}},
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_adapter_are_refused(wrong):
     with pytest.raises(AdapterError):
         LoRASettings(**wrong)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from medseqft_kit.errors import AdapterError
 from medseqft_kit.lora.inject import LoRASettings, inject
@@ -118,6 +119,63 @@ def test_models_are_bit_identical_after_saving_and_loading(toy, shaken, state, s
     assert same(before[0], state(model))
     assert same(before[1], state(adapted))
     assert torch.equal(random, torch.random.get_rng_state())
+
+
+RANKS = {"stem": 3, "grouped": 4, "mix": 5, "up": 2, "grouped_up": 4, "dilated": 8}
+
+
+@pytest.mark.parametrize("alpha", [None, 4])
+def test_peft_loads_ranks_of_single_layers_and_gives_the_same_features(toy, shaken, tmp_path, alpha):
+    model = toy().eval()
+    model.backbone.inner = nn.ModuleDict({"mix": nn.Linear(8, 8)})  # an ending that the pattern of `mix` must not take
+    ranks = {name: rank for name, rank in RANKS.items() if name in PEFT_HOLDS}
+    targets = (*PEFT_HOLDS, "inner.mix")
+    settings = LoRASettings(8, alpha, targets, train_norms=False, ranks=ranks, alphas={"point": 2})
+    adapted = shaken(inject(model, settings, seed=0))
+    save_adapter(adapted, tmp_path)
+    peft = from_peft(model, tmp_path)
+    ours, theirs = adapted.encode(crop()).named(), peft(crop()).named()
+    assert max(relative(theirs[name], ours[name]) for name in ours) < 1e-5
+    assert relative(model.encode(crop()).decoded, ours["decoded"]) > 0.01
+    modules = dict(peft.base_model.model.named_modules())
+    assert {name: modules[name].r["default"] for name in targets} == {
+        **dict.fromkeys(targets, 8),
+        **ranks,
+    }
+    assert {name: modules[name].scaling["default"] for name in targets} == pytest.approx(
+        {name: layer.scaling for name, layer in adapted.layers().items()}
+    )
+
+
+@pytest.mark.parametrize("alpha", [None, 3.5])
+def test_ranks_of_single_layers_come_back_bit_for_bit(toy, shaken, tmp_path, alpha):
+    model = toy().eval()
+    adapted = shaken(inject(model, LoRASettings(8, alpha, ranks=RANKS, alphas={"up": 1.5}), seed=0))
+    save_adapter(adapted, tmp_path / "one")
+    loaded = load_adapter(model, tmp_path / "one")
+    layers, others = loaded.layers(), adapted.layers()
+    assert {name: layer.scaling for name, layer in layers.items()} == {n: each.scaling for n, each in others.items()}
+    assert layers["up"].lora_a.shape == (8, 2, 3, 3, 3)
+    assert torch.equal(loaded.encode(crop()).decoded, adapted.encode(crop()).decoded)
+    save_adapter(loaded, tmp_path / "two")
+    for file in ("adapter_config.json", "adapter_model.safetensors", "extra.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_patterns_that_peft_wrote_are_read_as_peft_reads_them(toy, tmp_path):
+    model = toy().eval()
+    peft = peft_adapter(model, tmp_path, rank_pattern={"mi.": 3, "stem": 2}, alpha_pattern={"(point|mix)": 6})
+    loaded = load_adapter(model, tmp_path)
+    layers = loaded.layers()
+    assert {name: layers[name].lora_a.shape[0] for name in PEFT_HOLDS} == {
+        "stem": 2,
+        "point": 8,
+        "grouped": 8,
+        "depthwise": 8,
+        "mix": 3,
+    }
+    assert [layers[name].scaling for name in ("stem", "point", "mix")] == [2, 0.75, 2]
+    assert relative(loaded.encode(crop()).decoded, peft(crop()).decoded) < 1e-5
 
 
 def peft_adapter(model, folder, **options):

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from medseqft_kit.evaluation.cases import CaseRow, summarise, write_cases
+from medseqft_kit.evaluation.comparison import csv_text, tables
+from medseqft_kit.evaluation.harvest import Harvest
 from medseqft_kit.selection.buffer import select, write_buffer, write_scores
 from medseqft_kit.tasks.nifti import write_labels, write_volume
 
@@ -198,46 +200,81 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-@pytest.fixture
-def comparison_folder(tmp_path: Path) -> Path:
-    """Three strategies, two seeds; only the first run has a report."""
-    folder = tmp_path / "comparison"
-    gains = {"parallel": 0.0, "naive <b>sequential</b>": 0.01, "medseqft": 0.06}
-    rows, headline = [], []
-    for strategy, gain in gains.items():
-        for seed in (0, 1):
-            rng = np.random.default_rng(10 * seed + len(strategy))
-            run = folder / "runs" / strategy.replace("</b>", "") / f"seed_{seed}" / "order_0"
-            run.mkdir(parents=True)
-            (run / "manifest.json").write_text("{}")
-            for number, task in enumerate(TASKS, start=1):
-                for predictor in ("adapted", "merged")[: 1 + (strategy == "medseqft")]:
-                    for row in _rows(rng, number, task, predictor, 0.75 + gain, seed):
-                        rows.append({"strategy": strategy, "order": "0", **vars(row)})
-        own = pd.DataFrame([row for row in rows if row["strategy"] == strategy])
-        for task, figures in [(task, summarise(own)[task]["adapted"]) for task in TASKS]:
-            headline.append(
-                {
-                    "strategy": strategy,
-                    "task": task,
-                    "predictor": "adapted",
-                    "dice": figures["dice"],
-                    "dice_low": figures["dice"] - 0.03,
-                    "dice_high": figures["dice"] + 0.03,
-                    **{k: figures[k] for k in ("hd95_mm", "nsd", "missed", "false_positive", "cases")},
-                    "seeds": 2,
-                    "images_seen": 480 * (1 + (strategy == "medseqft")),
-                    "seconds": 95.5,
-                }
-            )
-        last = headline[-2:]
-        means = {
-            key: float(np.mean([row[key] for row in last]))
-            for key in last[0]
-            if key not in ("strategy", "task", "predictor")
-        }
-        headline.append({"strategy": strategy, "task": "mean", "predictor": "adapted", **means})
-    pd.DataFrame(headline).to_csv(folder / "comparison.csv", index=False)
-    pd.DataFrame(rows).to_csv(folder / "cases.csv", index=False)
+NAIVE = "naive <b>sequential</b>"
+GAINS = {"parallel": 0.0, NAIVE: 0.01, "medseqft": 0.06}
+
+
+def _compared_cases() -> pd.DataFrame:
+    """Rows as a comparison harvests them: two seeds, two orders, the second of which turns the tasks around."""
+    rows: list[dict[str, object]] = []
+    for strategy, gain in GAINS.items():
+        for seed, order in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            rng = np.random.default_rng([seed, order, len(strategy)])
+            for stage, task in enumerate(TASKS if order == 0 else TASKS[::-1], start=1):
+                own = ("adapted", "merged") if strategy == "medseqft" else ("adapted",)
+                found = [row for p in own for row in _rows(rng, stage, task, p, 0.75 + gain, seed)]
+                rows += [{"strategy": strategy, "order": order, **vars(row), "position": stage} for row in found]
+            if strategy != "parallel":
+                first = TASKS[order]
+                again = _rows(rng, 2, first, "merged", 0.6, seed)
+                rows += [{"strategy": strategy, "order": order, **vars(row), "position": 1} for row in again]
+    return pd.DataFrame(rows).assign(patient=lambda cases: cases["case"])
+
+
+def _compared() -> Harvest:
+    runs = [
+        {"strategy": strategy, "order": order, "seed": seed}
+        for strategy in GAINS
+        for order in (0, 1)
+        for seed in (0, 1)
+    ]
+    spent = {"seconds": 95.5, "peak_bytes": 3 * 2**29}
+    costs = [
+        {**run, "task": task, **spent, "images_seen": 960 if run["strategy"] == "medseqft" else 480}
+        for run in runs
+        for task in TASKS
+    ]
+    merged = {"phase": "consolidate", "step": 39, "fidelity": 0.985, "moved": 0.12, "moved_adapted": 0.08}
+    stages = [{**run, "stage": 1, "task": t, **merged} for run in runs if run["strategy"] == "medseqft" for t in TASKS]
+    rng = np.random.default_rng(3)
+    journeys = [
+        {"strategy": name, "order": 0, "kind": "transfer", "budget": budget, **vars(row), "stage": stage}
+        for name, stage, base in (("foundation", 0, 0.5), ("scratch", 0, 0.3), ("medseqft", 2, 0.6))
+        for budget in ("1", "all")
+        for seed in (0, 1)
+        for row in _rows(rng, 1, TASKS[1], "adapted", base, seed)
+    ]
+    return Harvest(
+        cases=_compared_cases(),
+        costs=pd.DataFrame(costs),
+        stages=pd.DataFrame(stages),
+        generality=pd.DataFrame([{**run, "stage": t, "ssl_loss": 0.2 + 0.01 * t} for run in runs for t in (0, 1, 2)]),
+        burden=pd.DataFrame([{**run, "replay_burden": 0.25 * (run["strategy"] == "medseqft")} for run in runs]),
+        journeys=pd.DataFrame(journeys).assign(task="unseen <i>", patient=lambda cases: cases["case"]),
+        predictors=dict.fromkeys(GAINS, "adapted"),
+        sequential=frozenset(GAINS) - {"parallel"},
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three strategies, two seeds, two orders; only the first run has a report. To be read only."""
+    folder = tmp_path_factory.mktemp("comparison")
+    for name, table in tables(_compared()).named().items():
+        (folder / f"{name}.csv").write_text(csv_text(table))
+    for strategy in GAINS:
+        for seed, order in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            stage = folder / "runs" / strategy.replace("</b>", "") / f"seed_{seed}/order_{order}/stages/01_stage"
+            stage.mkdir(parents=True)
+            chosen = {"buffer": {"selection": "mds", "scope": "current"}, "distill": {"teacher": "pretrained"}}
+            (stage.parents[1] / "manifest.json").write_text(json.dumps({"config": {"strategy": chosen}}))
+            if strategy == "medseqft":
+                (stage / "buffer.json").write_text("{}")
     (folder / "runs" / "parallel" / "seed_0" / "order_0" / "report.html").write_text("<p>single</p>")
     return folder
+
+
+@pytest.fixture
+def comparison_folder(finished_comparison: Path, tmp_path: Path) -> Path:
+    """A copy of the finished comparison that a test may change."""
+    return Path(shutil.copytree(finished_comparison, tmp_path / "comparison"))

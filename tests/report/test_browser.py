@@ -66,12 +66,13 @@ def test_the_comparison_page_draws_everything_and_its_links_lead_to_the_runs(bro
     opened = Opened(browser, path)
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith("data:")] == [path.as_uri()]
-    assert opened.page.evaluate(DRAWN) == 2
-    assert (
-        opened.page.locator(".js-plotly-plot .xaxislayer-above text").filter(has_text="naive <b>sequential</b>").count()
-        == 2
-    )
+    # Gains and rivals (2 panels each), ranks, compute, orders, matrices (2 orders × 2 strategies), generality,
+    # transfer, cases (2 tasks).
+    assert opened.count(".js-plotly-plot") == 10
+    assert opened.page.evaluate(DRAWN) == 4 + 3 + 4 + 2 + 2
+    names = opened.page.locator(".js-plotly-plot text").filter(has_text="naive <b>sequential</b>")
+    assert names.count() == 2 + 1 + 1 + 1 + 2 + 1 + 1  # forests, ranks, compute, orders, matrices, generality, boxes
     scroll, client = opened.page.evaluate(WIDTHS)
     assert scroll <= client
-    opened.page.get_by_role("link", name="parallel · seed 0 · order 0").click()
+    opened.page.get_by_role("link", name="seed 0 · order 0").click()
     assert opened.page.inner_text("p") == "single"

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from medseqft_kit.report.figures import (
-    case_boxes,
     learning_curves,
     loss_terms,
     pretraining_curve,
@@ -88,11 +87,3 @@ def test_scores_are_ordered_split_by_choice_and_carry_their_intervals():
     assert list(rest.error_y.arrayminus) == pytest.approx([0.2, 0.5])
     assert (list(tied.x), tied.name) == ([2], "tied at the edge")
     assert "y&lt;b&gt;" in chosen.hovertext[0]
-
-
-def test_every_case_of_every_strategy_and_task_is_a_point():
-    rows = [(s, t, seed, c, 0.5) for s in ("p", "m<i>") for t in ("a", "b", "c", "d") for seed in (0, 1) for c in "xyz"]
-    cases = pd.DataFrame(rows, columns=["strategy", "task", "seed", "case", "dice"])
-    figure = case_boxes(cases, ["a", "b", "c", "d"], ["p", "m<i>"])
-    assert [len(box.y) for box in figure.data] == [6] * 8
-    assert figure.data[1].name == "m&lt;i&gt;"

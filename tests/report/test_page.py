@@ -111,6 +111,7 @@ def test_markup_in_names_stays_text(finished_run, comparison_folder):
             "details",
             "summary",
             "code",
+            "wbr",
         }
         assert body.count("<b>") == len(
             re.findall(r"Dice <b>\d\.\d{3}</b>", body)
@@ -179,14 +180,17 @@ def test_the_comparison_shows_strategies_intervals_misses_and_cost(comparison_fo
         "no report yet",
     ):
         assert wanted in text
-    assert len(re.findall(r"\[\d\.\d{3}, \d\.\d{3}\]", text)) == 9  # 3 strategies × (2 tasks and the mean)
-    assert len(re.findall(r"\[[+−]\d\.\d{3}, [+−]\d\.\d{3}\]", text)) == 6 + 1  # 2 strategies, and the headline
+    assert len(re.findall(r"\[\d\.\d{3}, \d\.\d{3}\]", text)) == 12  # 3 strategies × (2 tasks, mean, later)
+    # Three pairs × (mean, later, 2 tasks); two models × two numbers of labelled cases; the headline.
+    assert len(re.findall(r"\[[+−]\d+\.\d, [+−]\d+\.\d\]", text)) == 12 + 4 + 1
 
 
 def test_a_comparison_in_progress_has_a_page(comparison_folder):
-    for name in ("comparison.csv", "cases.csv"):
-        (comparison_folder / name).unlink()
-    assert "Not yet: no run is finished." in Page(write_comparison_report(comparison_folder).read_text()).words
+    for path in comparison_folder.glob("*.csv"):
+        path.unlink()
+    words = Page(write_comparison_report(comparison_folder).read_text()).words
+    assert "Not yet: no run is finished, or not all of them." in words
+    assert "A comparison in progress" in words
 
 
 def test_a_folder_that_is_no_run_is_refused_and_nothing_is_written(tmp_path):

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from medseqft_kit import settings
 from medseqft_kit.config import Config, parse_config
 from medseqft_kit.errors import AdapterError, ConfigError, RunError
-from medseqft_kit.tuning.comparison import comparison_table, members, run_comparison
+from medseqft_kit.tuning.comparison import run_comparison
+from medseqft_kit.tuning.members import members
 
 
 def _config(phantoms: dict[str, Path], **more: Any) -> Config:
@@ -45,7 +45,7 @@ def test_the_grid_holds_every_strategy_seed_and_order_once(phantoms: dict[str, P
     assert len({member.name for member in grid}) == len(grid) == 8
     for member in grid:
         assert member.config.seed == member.seed
-        assert member.config.strategy.name == member.strategy
+        assert member.config.strategy.name == member.label
         assert [task.name for task in member.config.tasks] == orders[member.order]
         assert member.config.compare is None
 
@@ -57,21 +57,99 @@ def test_an_unknown_strategy_is_refused_before_anything_runs(phantoms: dict[str,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_comparison_runs_side_by_side_shares_m0_and_is_not_redone(phantoms: dict[str, Path], tmp_path: Path) -> None:
-    config = _config(phantoms)
-    table = run_comparison(config, tmp_path)
-    assert list(table["task"]) == ["liver", "chest", "mean"] * 2
-    assert table["dice"].between(0, 1).all()
-    assert (table["dice_low"] <= table["dice_high"]).all()
-    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/seed_3/order_0/manifest.json")]
-    assert len(manifests) == 2
+def test_a_variant_differs_from_the_file_in_what_it_says(phantoms: dict[str, Path]) -> None:
+    variants = {"rank_4": {"strategy": {"name": "medseqft", "lora": {"rank": 4}}, "budget": {"steps": 7}}}
+    grid = members(
+        _config(phantoms, compare={"strategies": ["rank_4", "medseqft"], "seeds": [0], "variants": variants})
+    )
+    ours, plain = (member.config for member in grid)
+    assert (ours.strategy.lora.rank, ours.budget.steps) == (4, 7)
+    assert ours.strategy.model_copy(update={"lora": plain.strategy.lora}) == plain.strategy
+    assert ours.model_copy(update={"strategy": plain.strategy, "budget": plain.budget}) == plain
+
+
+def test_a_variant_may_not_hide_a_strategy(phantoms: dict[str, Path]) -> None:
+    variants = {"parallel": {"budget": {"steps": 7}}}
+    with pytest.raises(ConfigError, match="name of a strategy"):
+        members(_config(phantoms, compare={"strategies": ["parallel"], "seeds": [0], "variants": variants}))
+
+
+def test_a_comparison_shares_what_its_runs_have_in_common_and_is_not_redone(
+    phantoms: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two orders, a strategy with a consolidation, transfer and probes: every table filled, nothing trained twice."""
+    unseen = [{"name": "covid", "data": str(phantoms["Phantom05_CovidLesions"])}]
+    compare = {
+        "strategies": ["parallel", "medseqft", "sequential_distilled"],
+        "seeds": [3],
+        "orders": [["liver", "chest"], ["chest", "liver"]],
+        "transfer": ["medseqft"],
+        "probes": True,
+    }
+    config = _config(phantoms, compare=compare, unseen=unseen, label_budgets=[1])
+    tables = run_comparison(config, tmp_path)
+    dice = tables.comparison
+    assert list(dice["task"]) == [*["liver", "chest", "mean", "later"] * 3]
+    assert dice["dice"].between(0, 1).all()
+    assert (dice["dice_low"] <= dice["dice_high"]).all()
+    assert (dice["peak_gib"] > 0).all()
+    assert {*tables.gains["versus"]} == {"parallel", "sequential_distilled"}
+    assert list(tables.orders["order"]) == [0, 1] * 3
+    assert set(tables.continual["strategy"]) == {"medseqft", "sequential_distilled"}
+    assert tables.matrix["dice"].notna().all()
+    assert len(tables.matrix) == 2 * 2 * 2 * 2  # strategies, orders, stages, tasks: the probes fill the rest
+    assert list(tables.generality["stage"]) == [0, 1, 2] * 3
+    assert set(tables.fidelity["strategy"]) == {"medseqft"}
+    assert set(tables.transfer["strategy"]) == {"foundation", "scratch", "medseqft"}
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/seed_3/order_*/manifest.json")]
+    assert len(manifests) == 6
     assert len({manifest["foundation"]["fingerprint"] for manifest in manifests}) == 1
     assert len({json.dumps(manifest["tasks"]["liver"]) for manifest in manifests}) == 1  # the same cases
+    reused = _phases(tmp_path)
+    # Parallel tuning does not know of orders; the first M'_1 of both sequences is one; the rest is their own.
+    assert reused["parallel"] == [2, 4]
+    assert reused["medseqft"][1] + reused["sequential_distilled"][1] == 12
+    assert reused["medseqft"][0] + reused["sequential_distilled"][0] == 2
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/cases.csv")}
-    pd.testing.assert_frame_equal(run_comparison(config, tmp_path), table)
+    again = run_comparison(config, tmp_path)
+    for name, table in tables.named().items():
+        pd.testing.assert_frame_equal(again.named()[name], table)
+        assert (tmp_path / f"{name}.csv").is_file()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/cases.csv")} == before
     with pytest.raises(RunError, match="pre-training of other settings"):
         run_comparison(config.model_copy(update={"seed": 9}), tmp_path)
+
+
+def _phases(folder: Path) -> dict[str, list[int]]:
+    """Strategy to the number of its phases that were taken from another run, and of all."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("runs/**/timing.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        phases = [row for row in rows if row["event"] == "phase"]
+        count = found.setdefault(path.relative_to(folder).parts[1], [0, 0])
+        count[0] += sum(row["reused"] for row in phases)
+        count[1] += len(phases)
+    return found
+
+
+def test_a_shared_stage_is_bit_for_bit_what_the_run_alone_makes(phantoms: dict[str, Path], tmp_path: Path) -> None:
+    from medseqft_kit.models.foundation import load_foundation
+    from medseqft_kit.tuning.experiment import read_plans
+    from medseqft_kit.tuning.sequence import Sequence
+
+    config = _config(phantoms, compare={"strategies": ["sequential_distilled", "medseqft"], "seeds": [3]})
+    run_comparison(config, tmp_path)
+    alone = members(config)[1]
+    Sequence(tmp_path / "alone", load_foundation(tmp_path / "foundation.safetensors"), alone.config).fit(
+        read_plans(alone.config)
+    )
+    compared = 0
+    for file in sorted((tmp_path / "alone" / "stages").rglob("*")):
+        if file.is_file() and file.name != "timing.jsonl":
+            together = tmp_path / "runs" / alone.name / file.relative_to(tmp_path / "alone")
+            assert file.read_bytes() == together.read_bytes(), file
+            compared += 1
+    assert compared > 20
 
 
 def test_pretraining_sees_no_patient_of_any_test_side(phantoms: dict[str, Path], tmp_path: Path) -> None:
@@ -137,43 +215,3 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-
-
-def test_the_table_is_the_hand_worked_one() -> None:
-    def row(strategy: str, seed: int, task: str, case: str, label: str, dice: float, missed: int = 0) -> dict[str, Any]:
-        return {
-            "strategy": strategy, "order": 0, "seed": seed, "stage": 1, "task": task, "predictor": "adapted",
-            "case": case, "label": label, "dice": dice, "hd95_mm": 10.0 * dice, "nsd": dice, "missed": missed,
-            "false_positive": 0,
-        }  # fmt: skip
-
-    cases = pd.DataFrame(
-        [
-            row("parallel", 0, "a", "x", "one", 0.2),
-            row("parallel", 0, "a", "y", "one", 0.4),
-            row("parallel", 0, "a", "x", "two", 0.9),  # y lacks the structure: its label mean is of x alone
-            row("parallel", 1, "a", "x", "one", 0.0, missed=1),
-            row("parallel", 1, "a", "y", "one", 0.0, missed=1),
-            row("parallel", 1, "a", "x", "two", 0.5),
-            row("parallel", 0, "b", "z", "one", 1.0),
-            row("parallel", 1, "b", "z", "one", 0.5),
-        ]
-    )
-    costs = pd.DataFrame(
-        [
-            {"strategy": "parallel", "task": task, "seconds": s, "images_seen": 100}
-            for task in "ab"
-            for s in (10.0, 20.0)
-        ]
-    )
-    table = comparison_table(cases, costs, settings.Strategy()).set_index("task")
-    assert table.loc["a", "dice"] == pytest.approx(((0.3 + 0.9) / 2 + (0.0 + 0.5) / 2) / 2)
-    assert table.loc["b", "dice"] == pytest.approx(0.75)
-    assert table.loc["mean", "dice"] == pytest.approx((0.425 + 0.75) / 2)
-    assert table.loc["a", "hd95_mm"] == pytest.approx(4.25)
-    assert list(table["missed"]) == [2, 0, 2]
-    assert list(table["seeds"]) == [2, 2, 2]
-    assert list(table["images_seen"]) == [100, 100, 200]
-    assert list(table["seconds"]) == [15.0, 15.0, 30.0]
-    for bound in ("dice_low", "dice_high"):
-        assert table[bound]["b"] == pytest.approx(0.75)  # one case: no spread

@@ -1,0 +1,63 @@
+"""The buffer of a stage: chosen, read, or taken from another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from medseqft_kit.randomness import derived_seed
+from medseqft_kit.runs.atomic import write_json
+from medseqft_kit.runs.history import append_row, read_rows, timed
+from medseqft_kit.runs.shared import take_or_make
+from medseqft_kit.selection.buffer import Buffer, read_buffer, write_buffer, write_scores
+from medseqft_kit.selection.choose import choose
+from medseqft_kit.tuning.context import Context
+from medseqft_kit.tuning.ingredients import of_selection, tensors_hash
+from medseqft_kit.tuning.sources import Entries, PreparedTask
+
+
+def stage_buffer(context: Context, index: int) -> Entries:
+    """The buffer of this stage: chosen with M_0, then joined with the earlier ones if the scope says so."""
+    name, folder = context.task_of(index), context.run.stage_folder(index)
+    if not (folder / "buffer.json").is_file():
+        task, record = context.tasks[name], folder / "record_selection.json"
+        ingredients = of_selection(tensors_hash(context.foundation.state_dict()), task, context.settings)
+        reused = take_or_make(context.shared, ingredients, folder, lambda: _select(context, task, folder, record))
+        append_row(folder / "timing.jsonl", {**json.loads(record.read_text(encoding="utf-8")), "reused": reused})
+        shutil.rmtree(folder / "draws", ignore_errors=True)
+    joined = range(index + 1) if _joins(context) else range(index, index + 1)
+    buffers = [read_buffer(context.run.stage_folder(i) / "buffer.json") for i in joined]
+    return tuple(entry for buffer in buffers for entry in _entries(context, buffer))
+
+
+def _select(context: Context, task: PreparedTask, folder: Path, record: Path) -> list[str]:
+    name, made = task.plan.task.name, ["buffer.json", record.name]
+    measured = folder / "timing_selection.jsonl"
+    with timed(measured, "selection") as facts:
+        buffer, scores = choose(
+            context.foundation,
+            replace(task.volumes, cases=task.cases.train),
+            context.settings.strategy.buffer,
+            seed=derived_seed(context.settings.seed, "selection", name),
+            precision=context.precision,
+            progress=context.progress,
+            journal=folder / "draws",
+        )
+        facts["images"] = buffer.passes
+    write_json(record, read_rows(measured)[-1])
+    measured.unlink()
+    if scores is not None:
+        write_scores(folder / "scores.csv", scores)
+        made.append("scores.csv")
+    write_buffer(folder / "buffer.json", replace(buffer, task=name))
+    return made
+
+
+def _joins(context: Context) -> bool:
+    return context.settings.strategy.buffer.scope == "all" and context.strategy.start == "previous"
+
+
+def _entries(context: Context, buffer: Buffer) -> Entries:
+    return tuple((context.tasks[buffer.task].volumes, case) for case in buffer.cases)
