@@ -30,7 +30,9 @@ def register(name: str, geometry: Any, backends: Mapping[str, Backend]) -> Any:
         bias, lora_a, lora_b, scaling, *walk, backend = rest
         y, u = backends[backend].forward(x, weight, bias, lora_a, lora_b, scaling, geometry(*map(three, walk)))
         layout = layout_of(x, weight)
-        return y.contiguous(memory_format=layout), x.new_empty(0) if u is None else u.contiguous(memory_format=layout)
+        # Detached: autograd refuses to change a part of a larger tensor in place, as residual blocks do with `y += x`.
+        kept = x.new_empty(0) if u is None else u.contiguous(memory_format=layout).detach()
+        return y.contiguous(memory_format=layout).detach(), kept
 
     @forward.register_fake
     def _(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from medseqft_kit.runs.atomic import write_tensors
 from medseqft_kit.runs.history import Row
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter; heads that take turns have taken fewer steps than the training."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ def restore_checkpoint_(
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     for name, tensor in carried.items():
         tensor.copy_(tensors[f"carried.{name}"])
-    step = int(header["step"])
     for name, parameter in _trained(model).items():
         if f"exp_avg.{name}" in tensors:
+            state = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
             # A moment must lie in memory like its parameter, or the sums of the next step round differently.
-            moments = {moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"]) for moment in MOMENTS}
-            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-    return Progressed(step, json.loads(header["history"]))
+            optimizer.state[parameter] = {
+                moment: value if moment == "step" else torch.empty_like(parameter).copy_(value)
+                for moment, value in state.items()
+            }
+    return Progressed(int(header["step"]), json.loads(header["history"]))
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -21,6 +21,7 @@ from medseqft_kit.tuning.stage_evaluation import evaluate_stage
 from medseqft_kit.tuning.stage_selection import stage_buffer
 from medseqft_kit.tuning.stage_training import train_phases
 from medseqft_kit.tuning.strategies import Strategy
+from medseqft_kit.tuning.trainer import placed
 from medseqft_kit.volumes.batches import Batch
 
 
@@ -52,7 +53,7 @@ def _stage(context: Context, index: int) -> Stage:
 
     def labelled(count: int) -> Iterator[Batch]:
         source = Sources(context.settings, context.tasks, stage, ()).plain(f"{name} estimates")
-        return (source.batch(step) for step in range(count))
+        return (placed(source.batch(step), context.precision) for step in range(count))
 
     stage = Stage(
         task=name,

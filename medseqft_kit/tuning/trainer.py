@@ -92,9 +92,9 @@ def train(training: Training) -> list[Row]:
     steps = range(progressed.step, training.steps)
     batches = zip(*(prefetch(source, steps, training.workers) for source in training.sources), strict=True)
     for step, fetched in zip(steps, batches, strict=True):
-        placed = [_place(batch, training.precision) for batch, _ in fetched]
+        batches_of_step = [placed(batch, training.precision) for batch, _ in fetched]
         rate = _rate(step, training.steps)
-        terms = _step(training, optimizer, placed, step, rate)
+        terms = _step(training, optimizer, batches_of_step, step, rate)
         history.append({"phase": training.name, "step": step, **terms, "learning_rate": rate})
         training.progress(training.name, step + 1, training.steps)
         ended = _check(training, step, history)
@@ -181,7 +181,8 @@ def _check(training: Training, step: int, history: list[Row]) -> bool:
     return last or result.done
 
 
-def _place(batch: Batch, precision: Precision) -> Batch:
+def placed(batch: Batch, precision: Precision) -> Batch:
+    """The batch on the device that computes, channels last."""
     label = None if batch.label is None else batch.label.to(precision.device)
     return Batch(precision.place(batch.image), label, batch.cases, batch.task)
 

@@ -191,6 +191,23 @@ def test_one_volume_without_a_batch_axis_and_an_empty_batch():
     assert lora_conv3d(x[:0], weight, bias, a, b, SCALING, padding=1).shape == (0, 7, 4, 4, 4)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_residual_block_may_add_to_the_output_in_place(kernel):
+    tried = 0
+    for name in fitting(BACKENDS, torch.float32, torch.device("cpu")):
+        x = torch.randn(2, 8, 4, 4, 4, requires_grad=True)
+        a, b = (torch.randn(*shape, requires_grad=True) for shape in ((2, 8, *3 * (kernel,)), (6, 2, 1, 1, 1)))
+        weight = torch.randn(6, 8, *3 * (kernel,))
+        # Channels last, a result may be a permuted matrix product or a part of a wider one.
+        crop = (x * 1).contiguous(memory_format=torch.channels_last_3d)
+        y = lora_conv3d(crop, weight, None, a, b, SCALING, padding=kernel // 2, backend=name)
+        y += 1
+        y.sum().backward()
+        assert x.grad is not None
+        tried += 1
+    assert tried >= 5
+
+
 def test_channels_last_input_gives_channels_last_output():
     x, weight, bias, a, b = tensors(CASES[0], torch.float32)
     got = lora_conv3d(x.to(memory_format=torch.channels_last_3d), weight, bias, a, b, SCALING, padding=1)

@@ -105,6 +105,109 @@ def test_a_stopped_training_continues_to_the_same_bits(
         assert torch.equal(ours, theirs)
 
 
+def test_heads_that_take_turns_continue_to_the_same_bits(
+    source: BatchSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each head has taken its own number of steps, which AdamW's bias correction depends on."""
+
+    def turns(folder: Path) -> Training:
+        model = nn.ModuleList([nn.Conv3d(1, 1, 1), nn.Conv3d(1, 1, 1)])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.5)
+
+        def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+            return {"error": (model[step % 2](batches[0].image) - 1).square().mean()}
+
+        return _training(source, folder, steps=8, model=model, losses=losses, learning_rates={"": 0.05})
+
+    whole = turns(tmp_path / "whole")
+    train(whole)
+    monkeypatch.setattr(trainer, "stop_requested", lambda: True)
+    with pytest.raises(Interrupted):
+        train(turns(tmp_path / "parts"))
+    with pytest.raises(Interrupted):
+        train(turns(tmp_path / "parts"))
+    monkeypatch.setattr(trainer, "stop_requested", lambda: False)
+    last = turns(tmp_path / "parts")
+    train(last)
+    for ours, theirs in zip(last.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_tensors_that_the_losses_carry_along_come_back_in_place(
+    source: BatchSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counting(folder: Path) -> tuple[Training, Tensor]:
+        count, plain = torch.zeros(()), _training(source, folder)
+
+        def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+            count.add_(1)
+            return {"error": plain.losses(batches, step)["error"] * count}
+
+        return replace(plain, losses=losses, carried={"count": count}), count
+
+    expected = train(counting(tmp_path / "whole")[0])
+    monkeypatch.setattr(trainer, "stop_requested", lambda: True)
+    with pytest.raises(Interrupted):
+        train(counting(tmp_path / "parts")[0])
+    monkeypatch.setattr(trainer, "stop_requested", lambda: False)
+    training, count = counting(tmp_path / "parts")
+    assert train(training) == expected
+    assert count == 6
+
+
+def test_sharpness_takes_the_gradient_uphill_by_its_radius(source: BatchSource, tmp_path: Path) -> None:
+    """One step of SAM (arXiv 2010.01412, eq. 2–3) written out with autograd; plain descent would go elsewhere."""
+    rho = 0.3
+    training = _training(source, tmp_path, steps=1, sharpness=rho)
+    train(training)
+    model, image = _model(), source.batch(0).image
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad((model(image) - 1).square().mean(), parameters)
+    length = torch.sqrt(sum((gradient.square().sum() for gradient in gradients), torch.zeros(())))
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.add_(rho * gradient / length)
+    uphill = torch.autograd.grad((model(image) - 1).square().mean(), parameters)
+    with torch.no_grad():
+        for parameter, value, gradient in zip(parameters, before, uphill, strict=True):
+            parameter.copy_(value)
+            parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, 0.5)
+    rates = [0.01, 0.01, 0.05, 0.05]
+    groups = [{"params": [each], "lr": rate} for each, rate in zip(parameters, rates, strict=True)]
+    torch.optim.AdamW(groups, weight_decay=0.1, eps=1e-8).step()
+    moved = [(ours - value).detach() for ours, value in zip(training.model.parameters(), before, strict=True)]
+    assert any(change.abs().max() > 1e-3 for change in moved)
+    for ours, theirs in zip(training.model.parameters(), parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_sharpness_needs_steps_to_be_told_from_plain_descent(source: BatchSource, tmp_path: Path) -> None:
+    """AdamW's first step is the gradient's sign; after a few the two part."""
+    plain, sharp = _training(source, tmp_path / "a"), _training(source, tmp_path / "b", sharpness=0.3)
+    assert train(plain)[0]["error"] == train(sharp)[0]["error"]
+    ends = zip(plain.model.parameters(), sharp.model.parameters(), strict=True)
+    assert any(not torch.equal(ours, theirs) for ours, theirs in ends)
+
+
+def test_a_student_that_is_good_enough_takes_no_step(source: BatchSource, tmp_path: Path) -> None:
+    def check(step: int) -> Check:
+        return Check({"validation_dice": 0.9}, done=True)
+
+    rows = train(_training(source, tmp_path, check=check, checks_first=True))
+    assert rows == [{"phase": "adapt", "step": -1, "validation_dice": 0.9, "done": True}]
+
+
+def test_a_training_of_no_steps_checks_what_it_was_given(source: BatchSource, tmp_path: Path) -> None:
+    training = _training(source, tmp_path, steps=0, check=lambda step: Check({"validation_dice": 0.4}))
+    assert train(training) == [{"phase": "adapt", "step": -1, "validation_dice": 0.4}]
+    for ours, theirs in zip(training.model.parameters(), _model().parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_checks_come_at_equal_distances_and_may_end_the_training(source: BatchSource, tmp_path: Path) -> None:
     seen: list[int] = []
 
