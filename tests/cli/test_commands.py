@@ -110,6 +110,43 @@ def test_predict_mixes_the_weights_of_both_models_where_it_is_asked_to(
     assert "one of the two" in refused.stderr
 
 
+def test_two_strategies_are_compared_over_two_tasks_and_serve_as_a_pilot(workspace: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    chest = {"name": "chest", "data": str(workspace / "data" / "Phantom03_Lungs_Heart"), "train_cases": 2}
+    config |= {"tasks": [*config["tasks"], chest], "compare": {"strategies": ["parallel"], "seeds": [0, 1]}}
+    (workspace / "compared.yaml").write_text(yaml.safe_dump(config))
+    command = ("compare", workspace / "compared.yaml", "--out", tmp_path, "--strategies", "parallel,sequential")
+    result = _medseqft(*command, "--set", "budget.steps=3")
+    assert result.returncode == 0, result.stderr
+    for word in ("chest", "sequential", "Dice", "after the first", "report"):
+        assert word in result.stdout
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "gains.csv").is_file()
+    again = _medseqft(*command, "--set", "budget.steps=3", "--pilot", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "sequential against parallel" in again.stdout
+    refused = _medseqft(*command, "--set", "budget.stepz=3")
+    assert refused.returncode == 1
+    assert "did you mean `steps`" in refused.stderr
+
+
+def test_a_run_goes_on_to_its_unseen_tasks_and_says_so_where_it_has_none(
+    run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    none = _medseqft("transfer", run)
+    assert none.returncode == 1
+    assert "no unseen task" in none.stderr
+    config = yaml.safe_load((workspace / "config.yaml").read_text())
+    lesions = {"name": "covid", "data": str(workspace / "data" / "Phantom05_CovidLesions")}
+    (workspace / "unseen.yaml").write_text(yaml.safe_dump(config | {"unseen": [lesions], "label_budgets": [1]}))
+    assert _medseqft("run", workspace / "unseen.yaml", "--out", tmp_path).returncode == 0
+    result = _medseqft("transfer", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for word in ("covid", "foundation", "scratch", "medseqft"):
+        assert word in result.stdout
+    assert (tmp_path / "transfer" / "transfer.csv").is_file()
+
+
 def test_the_next_task_is_added_and_the_old_one_shown_again(run: Path, workspace: Path) -> None:
     result = _medseqft(
         "add", run, workspace / "data" / "Phantom03_Lungs_Heart", "--name", "chest", "--train-cases", "2"

@@ -46,13 +46,21 @@ def test_strategy_conforms(
     assert set(run.cases()["task"]) == {plan.task.name for plan in plans}
 
 
+NOTHING = {"l2_sp": 0.0, "ewc": 0.0, "lwf": 0.0, "replay": 0.0, "consistency": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("weighted", "plain"), [("sequential_distilled", "sequential"), ("parallel_distilled", "parallel")]
+    ("weighted", "plain"),
+    [
+        ("sequential_distilled", "sequential"),
+        ("parallel_distilled", "parallel"),
+        *((rival, "sequential") for rival in ("l2_sp", "ewc", "lwf", "replay", "mean_teacher")),
+    ],
 )
 def test_weight_zero_is_the_plain_strategy_exactly(
     weighted: str, plain: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
 ) -> None:
-    nothing = settings_for(weighted, chosen={"distill": {"weight": 0.0}})
+    nothing = settings_for(weighted, chosen={"distill": {"weight": 0.0}, "retention": NOTHING})
     runs = [
         Sequence(tmp_path / "weighted", model, nothing).fit(plans),
         Sequence(tmp_path / "plain", model, settings_for(plain)).fit(plans),
