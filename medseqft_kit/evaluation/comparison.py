@@ -26,6 +26,7 @@ from medseqft_kit.evaluation.gains import (
 from medseqft_kit.evaluation.harvest import Harvest
 from medseqft_kit.evaluation.sequences import continual_table, fidelity_table, generality_table, matrix_table
 from medseqft_kit.evaluation.statistics import interval
+from medseqft_kit.evaluation.validation import validation_table
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Tables:
         strategy, order, stage, task: R[i, j], mean over seeds.
     generality
         strategy, stage: SSL loss on the pre-training distribution, mean and standard deviation over runs.
+    validation
+        strategy, task: validation Dice of M'_t and its gain over parallel fine-tuning; settings are chosen by it.
     fidelity
         strategy, task: how much of M'_t the merged M_t keeps, on validation and on test cases, and what it took.
     transfer
@@ -71,6 +74,7 @@ class Tables:
     continual: pd.DataFrame
     matrix: pd.DataFrame
     generality: pd.DataFrame
+    validation: pd.DataFrame
     fidelity: pd.DataFrame
     transfer: pd.DataFrame
 
@@ -94,6 +98,7 @@ def tables(harvest: Harvest) -> Tables:
         continual=continual_table(harvest),
         matrix=matrix_table(harvest),
         generality=generality_table(harvest.generality),
+        validation=validation_table(harvest.stages),
         fidelity=fidelity_table(own, harvest.stages),
         transfer=transfer_table(harvest.journeys),
     )

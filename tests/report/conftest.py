@@ -234,7 +234,14 @@ def _compared() -> Harvest:
         for run in runs
         for task in TASKS
     ]
-    merged = {"phase": "consolidate", "step": 39, "fidelity": 0.985, "moved": 0.12, "moved_adapted": 0.08}
+    merged = {
+        "phase": "consolidate",
+        "step": 39,
+        "validation_dice": 0.6,
+        "fidelity": 0.985,
+        "moved": 0.12,
+        "moved_adapted": 0.08,
+    }
     stages = [{**run, "stage": 1, "task": t, **merged} for run in runs if run["strategy"] == "medseqft" for t in TASKS]
     rng = np.random.default_rng(3)
     journeys = [

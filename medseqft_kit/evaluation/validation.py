@@ -1,0 +1,56 @@
+"""Validation Dice of a comparison: what settings are chosen by, so that test cases stay unseen until they are fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from medseqft_kit.evaluation.gains import BASELINE, LATER, MEAN
+from medseqft_kit.evaluation.statistics import seed_margin
+
+CONSOLIDATING = ("consolidate", "merge_rule")
+COLUMNS = ["strategy", "task", "dice", "gain", "margin", "seeds"]
+
+
+def validation_table(stages: pd.DataFrame) -> pd.DataFrame:
+    """Validation Dice of M'_t by strategy and task, and the gain over parallel tuning on the same seeds and orders.
+
+    Parameters
+    ----------
+    stages
+        strategy, order, seed, stage, task, phase, validation_dice: what the phases noted at their ends.
+
+    Returns
+    -------
+    DataFrame
+        strategy, task (or ``mean``, ``later``), dice, gain, margin (half the 95 % t-interval of the gain over seeds;
+        NaN for one seed), seeds. Validation is on the preprocessed grid and not comparable with test figures.
+    """
+    if stages.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    adapted = stages[~stages["phase"].isin(CONSOLIDATING)]
+    keys = ["strategy", "order", "seed", "stage", "task"]
+    # LP-FT notes two phases; the last one made M'_t.
+    last = adapted.groupby(keys, sort=False, as_index=False).last()[[*keys, "validation_dice"]]
+    base = last[last["strategy"] == BASELINE].set_index(["order", "seed", "task"])["validation_dice"]
+    known = last.join(base.rename("base"), on=["order", "seed", "task"])
+    rows = []
+    for strategy, part in known.groupby("strategy", sort=False):
+        scopes = {str(task): of_task for task, of_task in part.groupby("task", sort=False)}
+        scopes |= {MEAN: part, LATER: part[part["stage"] > 1]}
+        for scope, chosen in scopes.items():
+            if len(chosen):
+                rows.append({"strategy": strategy, "task": scope, **_figures(chosen)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _figures(rows: pd.DataFrame) -> dict[str, float]:
+    gains = rows.assign(gain=rows["validation_dice"] - rows["base"])
+    per_seed = gains.groupby(["seed", "task"])["gain"].mean().groupby(level="seed").mean().tolist()
+    margin = seed_margin(per_seed)
+    return {
+        "dice": float(rows.groupby("task")["validation_dice"].mean().mean()),
+        "gain": float(np.mean(per_seed)),
+        "margin": np.nan if margin is None else margin,
+        "seeds": rows["seed"].nunique(),
+    }
