@@ -33,6 +33,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "continual": ("strategy", "backward_transfer", "forgetting", "forward_transfer", "replay_burden"),
     "matrix": ("strategy", "order", "stage", "task", "dice"),
     "generality": ("strategy", "stage", "ssl_loss", "sd"),
+    "validation": ("strategy", "task", "dice", "gain", "margin", "seeds"),
     "fidelity": (
         *("strategy", "task", "fidelity", "fidelity_lowest", "test_dice_kept", "steps", "moved", "moved_adapted"),
     ),
@@ -48,6 +49,7 @@ EMPTY = {
     "continual": "no strategy forms a sequence of two tasks or more.",
     "matrix": "no strategy forms a sequence.",
     "generality": "M₀ was not pre-trained here, so that there are no images to measure its loss on.",
+    "validation": "no run noted a validation.",
     "fidelity": "no strategy merges after stage 1.",
     "transfer": "no model went on to an unseen task; name strategies under compare.transfer, tasks under unseen.",
 }

@@ -242,7 +242,9 @@ def _compared() -> Harvest:
         "moved": 0.12,
         "moved_adapted": 0.08,
     }
-    stages = [{**run, "stage": 1, "task": t, **merged} for run in runs if run["strategy"] == "medseqft" for t in TASKS]
+    adapted = {"phase": "adapt", "step": 19, "validation_dice": 0.7}
+    stages = [{**run, "stage": 1, "task": t, **adapted} for run in runs for t in TASKS]
+    stages += [{**run, "stage": 1, "task": t, **merged} for run in runs if run["strategy"] == "medseqft" for t in TASKS]
     rng = np.random.default_rng(3)
     journeys = [
         {"strategy": name, "order": 0, "kind": "transfer", "budget": budget, **vars(row), "stage": stage}

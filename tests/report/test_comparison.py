@@ -52,6 +52,12 @@ medseqft,0,2,NA,0.482
 medseqft,0,2,b,0.673
 """,
     "generality": "strategy,stage,ssl_loss,sd\nmedseqft,1,0.2511,0.01\nmedseqft,0,0.2022,\n",
+    "validation": """strategy,task,dice,gain,margin,seeds
+parallel,mean,0.6444,0,0.0,2
+medseqft,NA,0.7111,0.0333,0.0123,2
+medseqft,mean,0.7222,0.0456,0.0123,2
+medseqft,later,0.7333,-0.0567,0.0234,2
+""",
     "fidelity": """strategy,task,fidelity,fidelity_lowest,test_dice_kept,steps,moved,moved_adapted
 medseqft,NA,0.9612,0.8513,0.9434,137.5,0.1525,0.0737
 """,
@@ -147,6 +153,7 @@ SHOWN = {
         "medseqft 0.547 +3.5 0.537 −2.4 −2.4 … +3.5",
     ],
     "continual": ["Order 0: NA → b", "medseqft −8.3 9.2 +1.1 14.1 %"],
+    "validation": ["medseqft all 0.722 4.6 1.2", "after the first 0.733 -5.7 2.3"],
     "fidelity": ["medseqft NA 96.1 % 85.1 % 94.3 % 138 0.152 0.074"],
     "predictors": ["medseqft adapted – – 0.675", "merged – – 0.325"],
     "transfer": [
@@ -267,6 +274,7 @@ WHERE = {
     "matrix": ("continual",),
     "continual": ("continual",),
     "generality": ("generality",),
+    "validation": ("validation",),
     "fidelity": ("fidelity",),
     "transfer": ("transfer",),
     "cases": ("predictors",),
@@ -289,7 +297,7 @@ def test_a_comparison_whose_tables_are_all_empty_has_a_page(folder, content):
         (folder / f"{name}.csv").write_text(content)
     found = sections(folder)
     assert "No result yet." in found["header"]
-    assert sum("Left out: " in text for text in found.values()) == 13  # all but the single runs
+    assert sum("Left out: " in text for text in found.values()) == 14  # all but the single runs
 
 
 def test_a_comparison_without_a_table_is_in_progress(comparison_folder):
@@ -298,7 +306,7 @@ def test_a_comparison_without_a_table_is_in_progress(comparison_folder):
     comparison = load_comparison(comparison_folder)
     assert comparison.strategies == ()
     assert headline(comparison) == "No result yet."
-    assert sum("Not yet: " in text for text in sections(comparison_folder).values()) == 13
+    assert sum("Not yet: " in text for text in sections(comparison_folder).values()) == 14
 
 
 def test_the_single_runs_are_linked_where_they_have_a_report(finished_comparison):
@@ -312,7 +320,7 @@ def test_the_single_runs_are_linked_where_they_have_a_report(finished_comparison
 def test_tables_as_a_comparison_writes_them_fill_every_section(comparison_folder):
     found = sections(comparison_folder)
     assert [name for name, text in found.items() if "Left out" in text or "Not yet:" in text] == []
-    assert len(found) == 15  # the header and fourteen sections
+    assert len(found) == 16  # the header and fifteen sections
 
 
 def test_any_other_folder_is_refused(tmp_path):

@@ -94,3 +94,32 @@ def test_a_sequence_starts_from_the_previous_model_and_parallel_from_the_first(
 def test_a_misspelt_strategy_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sequential'"):
         build_strategy(settings.Strategy(name="sequental"))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("parallel", 600),
+        ("parallel_matched", 300),  # twice the steps
+        ("sequential_distilled", 300),  # a task crop and a buffer crop
+        ("medseqft", 100),  # the same, and stage 2 at its longest: twice the steps, two crops each
+        ("multitask", 600),
+        ("lp_ft", 600),
+        ("average", 300),
+    ],
+)
+def test_equal_images_take_steps_from_who_sees_more(name: str, steps: int) -> None:
+    strategy = build_strategy(settings.Strategy(name=name))
+    assert strategy.steps(settings.Budget(steps=600, equalise="images")) == steps
+    assert strategy.steps(settings.Budget(steps=600)) == 600
+
+
+def test_multitask_starts_again_from_m0_when_a_task_arrives_later(
+    tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+) -> None:
+    whole = Sequence(tmp_path / "whole", model, settings_for("multitask")).fit(plans)
+    grown = Sequence(tmp_path / "grown", model, settings_for("multitask")).fit(plans[:1]).add(plans[1])
+    files = [next((run.path / "stages").glob("02_*")) / "adapted.safetensors" for run in (whole, grown)]
+    ours, theirs = (load_foundation(file).state_dict() for file in files)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
