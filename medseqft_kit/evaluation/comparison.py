@@ -14,13 +14,12 @@ import pandas as pd
 
 from medseqft_kit.evaluation.cases import COUNTS, MEASURES, summarise
 from medseqft_kit.evaluation.gains import (
-    LATER,
-    MEAN,
     gains_table,
     mean_draws,
     orders_table,
     per_case,
     ranks_table,
+    scopes,
     transfer_table,
 )
 from medseqft_kit.evaluation.harvest import Harvest
@@ -122,13 +121,10 @@ def _comparison(shown: pd.DataFrame, harvest: Harvest) -> pd.DataFrame:
     rows = []
     for strategy, of_strategy in shown.groupby("strategy", sort=False):
         costs = harvest.costs[harvest.costs["strategy"] == strategy]
-        scopes = {str(task): part for task, part in of_strategy.groupby("task", sort=False)}
-        scopes |= {MEAN: of_strategy, LATER: of_strategy[of_strategy["position"] > 1]}
-        for scope, part in scopes.items():
-            if not part.empty:
-                spent = costs.merge(part[["order", "seed", "task"]].drop_duplicates())
-                row = {"strategy": strategy, "task": scope, "predictor": part["predictor"].iloc[0]}
-                rows.append(row | _figures(part) | _costs(spent, part.groupby(["seed", "order"]).ngroups))
+        for scope, part in scopes(of_strategy):
+            spent = costs.merge(part[["order", "seed", "task"]].drop_duplicates())
+            row = {"strategy": strategy, "task": scope, "predictor": part["predictor"].iloc[0]}
+            rows.append(row | _figures(part) | _costs(spent, part.groupby(["seed", "order"]).ngroups))
     return pd.DataFrame(rows)
 
 

@@ -6,6 +6,7 @@ equal weight, and so have seeds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,15 @@ def per_case(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(keys, sort=False, as_index=False)[["dice", "hd95_mm"]].mean()
 
 
+def scopes(rows: pd.DataFrame, position: str = "position") -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of each task, of all, and of those after the first in its order, as the column `position` says."""
+    for task, part in rows.groupby("task", sort=False):
+        yield str(task), part
+    yield MEAN, rows
+    if (later := rows[rows[position] > 1]).size:
+        yield LATER, later
+
+
 def gains_table(paired: pd.DataFrame) -> pd.DataFrame:
     """Every strategy against parallel fine-tuning, and MedSeqFT against every other."""
     strategies = list(dict.fromkeys(paired["strategy"]))
@@ -40,12 +50,8 @@ def gains_table(paired: pd.DataFrame) -> pd.DataFrame:
     for strategy, versus in pairs:
         if {strategy, versus} <= set(strategies):
             both = difference(paired, strategy, versus)
-            scopes = {str(task): part for task, part in both.groupby("task", sort=False)}
-            scopes |= {MEAN: both, LATER: both[both["position"] > 1]}
             rows += [
-                {"strategy": strategy, "versus": versus, "task": scope, **gain(part)}
-                for scope, part in scopes.items()
-                if not part.empty
+                {"strategy": strategy, "versus": versus, "task": scope, **gain(part)} for scope, part in scopes(both)
             ]
     return _corrected(pd.DataFrame(rows))
 

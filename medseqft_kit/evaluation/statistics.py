@@ -22,9 +22,7 @@ def bootstrap_means(
 
     Seeds share their test cases, so one draw of cases serves all seeds of a draw: a pair (seed, case) counts as often
     as its seed was drawn, times as often as its case was. Drawn anew for every seed, the same 20 patients would pass
-    for 20 new ones each time, and the interval would shrink with every seed: simulated with standard deviations of 1
-    over seeds, 6 over cases and 3 left, it covers the truth 0.78 times of 1 at 3 seeds and 0.60 at 10; this one 0.94
-    at both.
+    for 20 new ones each time, and the interval would shrink with every seed.
 
     Parameters
     ----------
@@ -77,9 +75,10 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of paired differences and its 95 % percentile-bootstrap interval, see :func:`bootstrap_means`.
 
-    The interval is too narrow with few seeds. Over 2,000 simulated comparisons with 20 cases it covers the truth 0.89
-    times of 1 at 3 seeds, 0.92 at 5 and 0.93 at 10 where seeds make half of the mean's variance; 0.77, 0.84 and 0.91
-    where they make nearly all of it. Show :func:`seed_margin` beside it. One seed says nothing about other seeds.
+    The interval is too narrow with few seeds. In simulated comparisons with 20 cases it covers the truth 0.89 times of
+    1 at 3 seeds and 0.93 at 10 where seeds make half of the mean's variance; 0.77 and 0.91 where they make nearly all
+    of it; 0.94 at 10 where cases dominate (tests/evaluation/test_statistics.py). Show
+    :func:`seed_margin` beside it. One seed says nothing about other seeds.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from medseqft_kit.evaluation.gains import BASELINE, LATER, MEAN
+from medseqft_kit.evaluation.gains import BASELINE, scopes
 from medseqft_kit.evaluation.statistics import seed_margin
 
 CONSOLIDATING = ("consolidate", "merge_rule")
@@ -36,11 +36,7 @@ def validation_table(stages: pd.DataFrame) -> pd.DataFrame:
     known = last.join(base.rename("base"), on=["order", "seed", "task"])
     rows = []
     for strategy, part in known.groupby("strategy", sort=False):
-        scopes = {str(task): of_task for task, of_task in part.groupby("task", sort=False)}
-        scopes |= {MEAN: part, LATER: part[part["stage"] > 1]}
-        for scope, chosen in scopes.items():
-            if len(chosen):
-                rows.append({"strategy": strategy, "task": scope, **_figures(chosen)})
+        rows += [{"strategy": strategy, "task": scope, **_figures(of)} for scope, of in scopes(part, "stage")]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

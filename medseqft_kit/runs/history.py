@@ -35,8 +35,16 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 @contextmanager
 def timed(path: Path, event: str, **facts: Any) -> Iterator[Row]:
-    """Append one row with the seconds that the block took; the block may add facts to the row it is given."""
+    """Append the row of :func:`measured`."""
+    with measured(event, **facts) as row:
+        yield row
+    append_row(path, row)
+
+
+@contextmanager
+def measured(event: str, **facts: Any) -> Iterator[Row]:
+    """A row that has the seconds of the block once it has ended; the block may add facts to it."""
     row: Row = {"event": event, **facts}
     start = time.perf_counter()
     yield row
-    append_row(path, {**row, "seconds": round(time.perf_counter() - start, 3)})
+    row["seconds"] = round(time.perf_counter() - start, 3)

@@ -50,7 +50,7 @@ def choose(
         As the chosen way does.
     """
     cases, task = volumes.cases, volumes.task.name
-    k = min(settings.k, len(cases)) if settings.k else buffer_size(len(cases), settings.share)
+    k = cases_kept(settings, len(cases))
     common: dict[str, Any] = {"seed": seed, "precision": precision, "progress": progress}
     if settings.selection == "random":
         return alternatives.random_cases(cases, k, task=task, seed=seed), None
@@ -64,3 +64,8 @@ def choose(
     rules = Rules(method, settings.delta, settings.tolerance, settings.max_draws)
     scores = score_volumes(model, volumes, k, rules=rules, journal=journal, **common)
     return (alternatives.highest if settings.selection == "highest" else select)(scores, k), scores
+
+
+def cases_kept(settings: BufferSettings, train_cases: int) -> int:
+    """K of a task with that many training cases: `k`, or `share` of them."""
+    return min(settings.k, train_cases) if settings.k else buffer_size(train_cases, settings.share)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from medseqft_kit.runs.atomic import write_tensors
 from medseqft_kit.runs.history import Row
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter; heads that take turns have taken fewer steps than the training."""
 
@@ -33,7 +31,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.AdamW,
     progressed: Progressed,
-    carried: Mapping[str, Tensor] = NOTHING,
+    carried: Mapping[str, Tensor],
 ) -> None:
     """Write everything that :func:`restore_checkpoint_` needs, atomically."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -45,7 +43,7 @@ def save_checkpoint(
 
 
 def restore_checkpoint_(
-    path: Path, model: nn.Module, optimizer: torch.optim.AdamW, carried: Mapping[str, Tensor] = NOTHING
+    path: Path, model: nn.Module, optimizer: torch.optim.AdamW, carried: Mapping[str, Tensor]
 ) -> Progressed:
     """Put model, optimiser and `carried` tensors where the checkpoint left them, all in place.
 

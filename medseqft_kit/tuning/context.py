@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy, load_foundation
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.progress import Progress
 from medseqft_kit.runs.folder import RunFolder
+from medseqft_kit.runs.shared import Make, take_or_make
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.sources import PreparedTask
 from medseqft_kit.tuning.strategies import Strategy
@@ -27,6 +29,10 @@ class Context:
     tasks: Mapping[str, PreparedTask]
     progress: Progress
     shared: Path | None = None
+
+    def take_or_make(self, ingredients: Callable[[], Mapping[str, Any]], into: Path, make: Make) -> bool:
+        """:func:`~medseqft_kit.runs.shared.take_or_make`; where nothing is shared, no ingredient is looked at."""
+        return take_or_make(self.shared, ingredients() if self.shared else {}, into, make)
 
     def task_of(self, index: int) -> str:
         """Name of a stage's task."""

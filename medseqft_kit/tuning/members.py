@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from medseqft_kit.config import Compare, Config, TaskSection, varied
 from medseqft_kit.errors import ConfigError
+from medseqft_kit.evaluation.gains import FOUNDATION
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.tuning.strategies import STRATEGIES, build_strategy
 
-FOUNDATION = "foundation"
 SCRATCH = "scratch"
-"""Whom M_n is compared with on an unseen task: M_0, and fresh weights."""
+"""Fresh weights, which M_n is compared with on an unseen task beside M_0."""
 
 
 @dataclass(frozen=True)

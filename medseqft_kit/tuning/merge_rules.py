@@ -25,7 +25,7 @@ class Merged:
 
 
 def average(previous: Weights, adapted: Weights) -> dict[str, Tensor]:
-    """½ (M_{t-1} + M'_t): the plainest rule, and the one that the pilot found hard to beat."""
+    """½ (M_{t-1} + M'_t): the plainest rule."""
     return _combine(lambda name: (previous[name].double() + adapted[name].double()) / 2, adapted)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medseqft_kit.randomness import numpy_generator
-from medseqft_kit.selection.buffer import buffer_size
+from medseqft_kit.selection.choose import cases_kept
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.phases.base import Kind, Phase, Stage
 from medseqft_kit.tuning.plan import Cases, TaskPlan
@@ -89,7 +89,6 @@ class Sources:
 
 def replayed_cases(task: str, train: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """The labelled cases of an earlier task that replay keeps: as many as a buffer holds, drawn at random."""
-    chosen = settings.strategy.buffer
-    k = min(chosen.k, len(train)) if chosen.k else buffer_size(len(train), chosen.share)
+    k = cases_kept(settings.strategy.buffer, len(train))
     order = numpy_generator(settings.seed, "replayed cases", task).permutation(len(train))
     return tuple(sorted(train[index] for index in order[:k]))

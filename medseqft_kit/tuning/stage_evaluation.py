@@ -13,9 +13,8 @@ from medseqft_kit.evaluation.cases import CaseRow
 from medseqft_kit.evaluation.evaluate import Classifier, evaluate
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.runs.atomic import write_json
-from medseqft_kit.runs.shared import take_or_make
 from medseqft_kit.tuning.context import Context
-from medseqft_kit.tuning.ingredients import of_evaluation, tensors_hash
+from medseqft_kit.tuning.ingredients import Ingredients, of_evaluation, tensors_hash
 from medseqft_kit.tuning.sources import PreparedTask
 
 
@@ -32,7 +31,7 @@ def evaluate_stage(context: Context, index: int, models: Mapping[str, Foundation
     rows: list[CaseRow] = []
     for task, predictor, model in tried:
         scores = _scores(context, context.tasks[task], predictor, model, folder, keep=task == own)
-        rows += [CaseRow(**common, task=task, predictor=predictor, **score) for score in scores]
+        rows += [CaseRow(**{**score, **common}) for score in scores]
     return rows
 
 
@@ -57,17 +56,17 @@ def _scores(
             predictions=kept if keep else None,
             progress=context.progress,
         )
-        named = ("seed", "stage", "task", "predictor")
-        scores = [{key: value for key, value in asdict(row).items() if key not in named} for row in rows]
-        write_json(record, {"scores": scores})
+        write_json(record, {"rows": [asdict(row) for row in rows]})
         return [record.name, *(f"predictions/{predictor}/{case}.nii.gz" for case in task.cases.test if keep)]
 
-    if not record.is_file():
+    def ingredients() -> Ingredients:
         made_of = [model, *([context.foundation] if predictor == "agreement" else [])]
         weights = [tensors_hash(each.state_dict()) for each in made_of]
-        ingredients = of_evaluation(weights, task, predictor, context.settings)
-        take_or_make(context.shared, {**ingredients, "kept": keep}, folder, make)
-    return json.loads(record.read_text(encoding="utf-8"))["scores"]
+        return {**of_evaluation(weights, task, predictor, context.settings), "kept": keep}
+
+    if not record.is_file():
+        context.take_or_make(ingredients, folder, make)
+    return json.loads(record.read_text(encoding="utf-8"))["rows"]
 
 
 def _mixing(context: Context, adapted: FoundationModel, task: str) -> Classifier:

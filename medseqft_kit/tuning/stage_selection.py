@@ -9,8 +9,7 @@ from pathlib import Path
 
 from medseqft_kit.randomness import derived_seed
 from medseqft_kit.runs.atomic import write_json
-from medseqft_kit.runs.history import append_row, read_rows, timed
-from medseqft_kit.runs.shared import take_or_make
+from medseqft_kit.runs.history import append_row, measured
 from medseqft_kit.selection.buffer import Buffer, read_buffer, write_buffer, write_scores
 from medseqft_kit.selection.choose import choose
 from medseqft_kit.tuning.context import Context
@@ -23,8 +22,11 @@ def stage_buffer(context: Context, index: int) -> Entries:
     name, folder = context.task_of(index), context.run.stage_folder(index)
     if not (folder / "buffer.json").is_file():
         task, record = context.tasks[name], folder / "record_selection.json"
-        ingredients = of_selection(tensors_hash(context.foundation.state_dict()), task, context.settings)
-        reused = take_or_make(context.shared, ingredients, folder, lambda: _select(context, task, folder, record))
+        reused = context.take_or_make(
+            lambda: of_selection(tensors_hash(context.foundation.state_dict()), task, context.settings),
+            folder,
+            lambda: _select(context, task, folder, record),
+        )
         append_row(folder / "timing.jsonl", {**json.loads(record.read_text(encoding="utf-8")), "reused": reused})
         shutil.rmtree(folder / "draws", ignore_errors=True)
     joined = range(index + 1) if _joins(context) else range(index, index + 1)
@@ -34,8 +36,7 @@ def stage_buffer(context: Context, index: int) -> Entries:
 
 def _select(context: Context, task: PreparedTask, folder: Path, record: Path) -> list[str]:
     name, made = task.plan.task.name, ["buffer.json", record.name]
-    measured = folder / "timing_selection.jsonl"
-    with timed(measured, "selection") as facts:
+    with measured("selection") as timing:
         buffer, scores = choose(
             context.foundation,
             replace(task.volumes, cases=task.cases.train),
@@ -45,9 +46,8 @@ def _select(context: Context, task: PreparedTask, folder: Path, record: Path) ->
             progress=context.progress,
             journal=folder / "draws",
         )
-        facts["images"] = buffer.passes
-    write_json(record, read_rows(measured)[-1])
-    measured.unlink()
+        timing["images"] = buffer.passes
+    write_json(record, timing)
     if scores is not None:
         write_scores(folder / "scores.csv", scores)
         made.append("scores.csv")

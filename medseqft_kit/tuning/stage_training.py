@@ -15,10 +15,9 @@ from torch import Tensor
 from medseqft_kit.lora.peft_format import save_adapter
 from medseqft_kit.models.foundation import FoundationModel, save_foundation
 from medseqft_kit.runs.atomic import read_tensors, write_json, write_tensors
-from medseqft_kit.runs.history import Row, append_row, read_rows, timed, write_rows
-from medseqft_kit.runs.shared import take_or_make
+from medseqft_kit.runs.history import Row, append_row, measured, read_rows, write_rows
 from medseqft_kit.tuning.context import Context
-from medseqft_kit.tuning.ingredients import of_phase, tensors_hash
+from medseqft_kit.tuning.ingredients import Ingredients, of_phase, tensors_hash
 from medseqft_kit.tuning.phases.base import NOTHING, Phase, Stage
 from medseqft_kit.tuning.sources import Sources
 from medseqft_kit.tuning.trainer import Training, train
@@ -52,10 +51,13 @@ def _phase(
     if not file.is_file() or not record.is_file():
         stage = replace(stage, memory=_memory(context, phase, index))
         crops = replace(sources, stage=stage).of(phase)
-        consolidates = phase is context.strategy.consolidation
-        before = [tensors_hash(read_tensors(path)) for path in context.earlier_models(index)] if consolidates else []
-        ingredients = of_phase(phase, stage, crops, context.settings, before, file.name)
-        reused = take_or_make(context.shared, ingredients, folder, lambda: _train(context, phase, stage, crops, file))
+        earlier = context.earlier_models(index) if phase is context.strategy.consolidation else []
+
+        def ingredients() -> Ingredients:
+            before = [tensors_hash(read_tensors(path)) for path in earlier]
+            return of_phase(phase, stage, crops, context.settings, before, file.name)
+
+        reused = context.take_or_make(ingredients, folder, lambda: _train(context, phase, stage, crops, file))
         history, timing = _read_record(record)
         _write_history(folder / "history.jsonl", phase.name, history)
         append_row(folder / "timing.jsonl", {**timing, "reused": reused})
@@ -76,7 +78,7 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
     settings, folder = context.settings, file.parent
     state = phase.begin(stage)
     context.precision.place_(state.model).train()
-    steps, measured = phase.steps(stage), folder / f"timing_{phase.name}.jsonl"
+    steps = phase.steps(stage)
     training = Training(
         name=phase.name,
         model=state.model,
@@ -96,11 +98,11 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
         checkpoint_seconds=settings.compute.checkpoint_seconds,
         progress=lambda label, done, total: context.progress(f"{stage.task}: {label}", done, total),
     )
-    with timed(measured, "phase", phase=phase.name) as facts:
+    with measured("phase", phase=phase.name) as timing:
         rows = train(training)
         finished = phase.finish(stage, state)
-        facts["images"] = sum(source.size for source in sources) * sum("total" in row for row in rows)
-        facts["peak_bytes"] = _peak_bytes(context.precision.device)
+        timing["images"] = sum(source.size for source in sources) * sum("total" in row for row in rows)
+        timing["peak_bytes"] = _peak_bytes(context.precision.device)
     rows[-1] |= finished.facts
     made = [file.name, f"record_{phase.name}.json"]
     if finished.memory:
@@ -110,8 +112,7 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
         save_adapter(finished.adapter, folder / "adapter")
         made += [path.relative_to(folder).as_posix() for path in sorted((folder / "adapter").iterdir())]
     save_foundation(finished.model, file)
-    write_json(folder / f"record_{phase.name}.json", {"history": rows, "timing": read_rows(measured)[-1]})
-    measured.unlink()
+    write_json(folder / f"record_{phase.name}.json", {"history": rows, "timing": timing})
     return made
 
 

@@ -133,9 +133,9 @@ class Phase(ABC):
         """Most steps of the phase."""
         return round(self.times * stage.steps)
 
-    @abstractmethod
     def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        """Prefix of a parameter's name to its peak learning rate."""
+        """Prefix of a parameter's name to its peak learning rate; those of full fine-tuning."""
+        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     @abstractmethod
     def begin(self, stage: Stage) -> State:

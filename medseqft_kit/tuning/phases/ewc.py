@@ -16,7 +16,6 @@ from torch import Tensor
 
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.objectives.retention import Quadratic, fisher_diagonal, voxel_cross_entropy
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import NOTHING, Finished, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised
 from medseqft_kit.volumes.batches import Batch
@@ -29,9 +28,6 @@ class EWC(Phase):
     weight: float
     fisher_crops: int
     name = "adapt"
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage)

@@ -6,7 +6,7 @@ frozen teacher (docs/method.md; Ye et al., arXiv 2509.06096). λ → `distill.we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.models.registry import Features
 from medseqft_kit.objectives.distillation import feature_distance
 from medseqft_kit.objectives.segmentation import segmentation_losses
-from medseqft_kit.settings import Distill, Optimizer
+from medseqft_kit.settings import Distill
 from medseqft_kit.tuning.phases.base import Finished, Kind, Phase, Stage, State
 from medseqft_kit.volumes.batches import Batch
 
@@ -44,9 +44,6 @@ class FullTuning(Phase):
     @property
     def seeks_flatness(self) -> bool:
         return True
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage, keep_head=self.probed)

@@ -7,13 +7,12 @@ that the run knows; a task that arrives later has everything trained again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from medseqft_kit.models.foundation import frozen_copy
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import Finished, Kind, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import supervised
 from medseqft_kit.volumes.batches import Batch
@@ -31,9 +30,6 @@ class JointTuning(Phase):
 
     def steps(self, stage: Stage) -> int:
         return 0 if stage.task in stage.start.heads else len(stage.tasks) * stage.steps
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         if stage.task in stage.start.heads:

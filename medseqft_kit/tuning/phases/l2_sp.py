@@ -6,13 +6,12 @@ from. α → `weight`. The paper's second term, β/2 · ‖w‖² on the new hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from medseqft_kit.objectives.retention import squared_distance
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import NOTHING, Finished, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised
 from medseqft_kit.volumes.batches import Batch
@@ -24,9 +23,6 @@ class L2SP(Phase):
 
     weight: float
     name = "adapt"
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage)

@@ -8,7 +8,7 @@ to stage. Its warm-up of the new head alone is left out, as in Avalanche. Neithe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.objectives.retention import softened_divergence
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import Finished, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised
 from medseqft_kit.volumes.batches import Batch
@@ -29,9 +28,6 @@ class LearningWithoutForgetting(Phase):
     weight: float
     temperature: float
     name = "adapt"
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage)

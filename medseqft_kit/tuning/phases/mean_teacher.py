@@ -8,7 +8,7 @@ without the paper's ramp-up. Both models may predict (ibid.); here the student d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from medseqft_kit.models.foundation import frozen_copy
 from medseqft_kit.objectives.retention import average_, inconsistency
 from medseqft_kit.randomness import torch_generator
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import Finished, Kind, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised, take
 from medseqft_kit.volumes.batches import Batch
@@ -37,9 +36,6 @@ class MeanTeacher(Phase):
     @property
     def sources(self) -> tuple[Kind, ...]:
         return ("task", "unlabelled") if self.weight > 0 else ("task",)
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage)

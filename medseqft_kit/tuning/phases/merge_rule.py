@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning import merge_rules
 from medseqft_kit.tuning.merge_rules import Merged, Weights
 from medseqft_kit.tuning.phases.base import NOTHING, Finished, Kind, Phase, Stage, State
@@ -47,9 +46,6 @@ class MergeRule(Phase):
     @property
     def times(self) -> float:
         return 0.0
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate}
 
     def begin(self, stage: Stage) -> State:
         adapted = adapted_of(stage)

@@ -7,13 +7,12 @@ mean over the joined batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.phases.base import Finished, Kind, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised, take
 from medseqft_kit.volumes.batches import Batch
@@ -29,9 +28,6 @@ class Replay(Phase):
     @property
     def sources(self) -> tuple[Kind, ...]:
         return ("task", "replay") if self.weight > 0 else ("task",)
-
-    def learning_rates(self, optimizer: Optimizer) -> Mapping[str, float]:
-        return {"": optimizer.learning_rate, "heads.": optimizer.head_learning_rate}
 
     def begin(self, stage: Stage) -> State:
         student = fresh_student(stage)
