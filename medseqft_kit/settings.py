@@ -63,8 +63,13 @@ class Lora(Section):
     learning_rate: float = Field(3e-3, gt=0, description="[choice] peak learning rate of the adapters")
     loss: Literal["features", "logits", "both"] = Field("both", description="[choice] what the adapters reproduce")
     anchor: float = Field(0.0, ge=0, description="[choice] weight of distilling from M_0 too, on buffer crops")
-    fidelity: float = Field(0.98, gt=0, le=1, description="stop when the merged model reaches this share of M'_t")
+    fidelity: float = Field(
+        0.98, gt=0, le=1, description="stop when the adapters' whole step reaches this share of M'_t"
+    )
     longest: float = Field(2.0, ge=0, description="at most this many times the steps of stage 1; 0: as they start")
+    share: float = Field(
+        1.0, gt=0, le=1, description="[choice] share of the adapters' step that M_t takes; 0.5 is half-way to M'_t"
+    )
 
     @property
     def uniform_rank(self) -> int:

@@ -10,6 +10,9 @@ from medseqft_kit.evaluation.continual import backward_transfer, forgetting, for
 from medseqft_kit.evaluation.gains import BASELINE
 from medseqft_kit.evaluation.harvest import Harvest
 
+_NOTED = ["fidelity_whole", "moved", "moved_adapted"]
+"""What phases note besides their fidelity; a merge rule has no step of which M_t takes a share."""
+
 
 def matrix_table(harvest: Harvest) -> pd.DataFrame:
     """R[i, j] of every strategy that forms a sequence, by order, mean over seeds; NaN where nothing was measured."""
@@ -66,7 +69,7 @@ def generality_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def fidelity_table(own: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
     """Validation figures as the phase that makes M_t noted them; the share of test Dice from the test rows."""
-    columns = ["strategy", "task", "fidelity", "fidelity_lowest", "test_dice_kept", "steps", "moved", "moved_adapted"]
+    columns = ["strategy", "task", "fidelity", "fidelity_lowest", "test_dice_kept", "steps", *_NOTED]
     if stages.empty or "fidelity" not in stages:
         return pd.DataFrame(columns=columns)
     noted = stages[stages["fidelity"].notna()].assign(steps=lambda rows: rows["step"] + 1)
@@ -82,7 +85,7 @@ def fidelity_table(own: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
                 "fidelity_lowest": part["fidelity"].min(),
                 "test_dice_kept": kept["merged"] / kept["adapted"] if kept["adapted"] else np.nan,
                 "steps": part["steps"].mean(),
-                **{name: part[name].mean() if name in part else np.nan for name in ("moved", "moved_adapted")},
+                **{name: part[name].mean() if name in part else np.nan for name in _NOTED},
             }
         )
     return pd.DataFrame(rows, columns=columns)

@@ -125,7 +125,7 @@ class AdaptedModel(FoundationModel):
         state: dict[str, Tensor] = {}
         for name, layer in self.layers().items():
             state |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b}
-        for name, norm in _norms(self.backbone):
+        for name, norm in norms(self.backbone):
             own = [*norm.named_buffers(), *(norm.named_parameters() if self.settings.train_norms else [])]
             state |= {f"{name}.{key}": value for key, value in own}
         return state
@@ -217,9 +217,9 @@ def _move_(layer: LoRALayer, wanted: Float[Tensor, "groups outputs inputs"]) -> 
 
 
 def _copy_norms_(backbone: nn.Module, source: nn.Module) -> None:
-    norms = dict(_norms(source))
-    for name, norm in _norms(backbone):
-        norm.load_state_dict(norms[name].state_dict())
+    wanted = dict(norms(source))
+    for name, norm in norms(backbone):
+        norm.load_state_dict(wanted[name].state_dict())
 
 
 def _refuse_strangers(settings: LoRASettings, found: Mapping[str, nn.Module]) -> None:
@@ -242,7 +242,8 @@ def _refuse_uneven(name: str, groups: int, rank: int) -> None:
         )
 
 
-def _norms(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def norms(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The norm layers of a backbone by name."""
     return ((name, module) for name, module in backbone.named_modules() if isinstance(module, NORMS))
 
 
@@ -252,7 +253,7 @@ def _replacements(model: FoundationModel, settings: LoRASettings, layers: dict[s
     Buffers and modules that are not in it are copied, so no statistic that a forward pass updates is shared.
     """
     memo: dict[int, Any] = {id(parameter): shared(parameter) for parameter in model.parameters()}
-    for _, norm in _norms(model.backbone) if settings.train_norms else ():
+    for _, norm in norms(model.backbone) if settings.train_norms else ():
         memo |= {id(each): nn.Parameter(each.detach().clone()) for each in norm.parameters()}
     modules = dict(model.backbone.named_modules())
     return memo | {id(modules[name]): layer for name, layer in layers.items()}

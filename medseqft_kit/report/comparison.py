@@ -35,7 +35,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "generality": ("strategy", "stage", "ssl_loss", "sd"),
     "validation": ("strategy", "task", "dice", "gain", "margin", "seeds"),
     "fidelity": (
-        *("strategy", "task", "fidelity", "fidelity_lowest", "test_dice_kept", "steps", "moved", "moved_adapted"),
+        *("strategy", "task", "fidelity", "fidelity_lowest", "test_dice_kept", "steps"),
+        *("fidelity_whole", "moved", "moved_adapted"),
     ),
     "transfer": ("strategy", "stage", "task", "budget", "dice", "gain", "low", "high", "p"),
 }

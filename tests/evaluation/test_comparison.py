@@ -159,7 +159,7 @@ def test_fidelity_is_reported_on_validation_and_on_test_cases() -> None:
         [
             {"strategy": "medseqft", "order": 0, "seed": 0, "stage": 2, "task": "b", "phase": "consolidate", "step": 49,
              "validation_dice": 0.5,
-             "fidelity": 0.99, "moved": 0.1, "moved_adapted": 0.2},
+             "fidelity": 0.8, "fidelity_whole": 0.99, "moved": 0.1, "moved_adapted": 0.2},
             {"strategy": "medseqft", "order": 0, "seed": 0, "stage": 2, "task": "b", "phase": "adapt", "step": 99,
              "validation_dice": 0.5},
         ]
@@ -168,7 +168,8 @@ def test_fidelity_is_reported_on_validation_and_on_test_cases() -> None:
     assert len(fidelity) == 1
     assert fidelity.loc[0, "test_dice_kept"] == pytest.approx(0.5)
     assert fidelity.loc[0, "steps"] == 50
-    assert (fidelity.loc[0, "fidelity"], fidelity.loc[0, "moved"]) == (0.99, 0.1)
+    assert (fidelity.loc[0, "fidelity"], fidelity.loc[0, "fidelity_whole"]) == (0.8, 0.99)
+    assert fidelity.loc[0, "moved"] == 0.1
 
 
 def test_unseen_tasks_are_judged_against_m0_whatever_the_order() -> None:

@@ -58,8 +58,8 @@ medseqft,NA,0.7111,0.0333,0.0123,2
 medseqft,mean,0.7222,0.0456,0.0123,2
 medseqft,later,0.7333,-0.0567,0.0234,2
 """,
-    "fidelity": """strategy,task,fidelity,fidelity_lowest,test_dice_kept,steps,moved,moved_adapted
-medseqft,NA,0.9612,0.8513,0.9434,137.5,0.1525,0.0737
+    "fidelity": """strategy,task,fidelity,fidelity_lowest,test_dice_kept,steps,fidelity_whole,moved,moved_adapted
+medseqft,NA,0.9612,0.8513,0.9434,137.5,0.9876,0.1525,0.0737
 """,
     "transfer": "strategy,stage,task,budget,dice,hd95_mm,missed,gain,low,high,margin,p,effect,hd95_gain_mm,seeds,cases,"
     """seeds_needed
@@ -154,7 +154,7 @@ SHOWN = {
     ],
     "continual": ["Order 0: NA → b", "medseqft −8.3 9.2 +1.1 14.1 %"],
     "validation": ["medseqft all 0.722 4.6 1.2", "after the first 0.733 -5.7 2.3"],
-    "fidelity": ["medseqft NA 96.1 % 85.1 % 94.3 % 138 0.152 0.074"],
+    "fidelity": ["medseqft NA 96.1 % 85.1 % 94.3 % 98.8 % 138 0.152 0.074"],
     "predictors": ["medseqft adapted – – 0.675", "merged – – 0.325"],
     "transfer": [
         "1 labelled case all labelled cases M₀ 0.311 0.611",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from medseqft_kit.errors import AdapterError
 from medseqft_kit.lora.inject import AdaptedModel
+from medseqft_kit.lora.merge import merge
 from medseqft_kit.lora.spectrum import rows_of_a
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.objectives.distillation import feature_distance
@@ -71,6 +72,10 @@ def relative(got, want):
     return float((got.detach() - want.detach()).norm() / want.detach().norm())
 
 
+def furthest(got, want):
+    return max(relative(got[name], want[name]) for name in want if want[name].any())
+
+
 @pytest.mark.parametrize(
     ("loss", "anchor", "sources"),
     [
@@ -106,7 +111,7 @@ def test_delta_of_full_rank_starts_as_the_adapted_model(stage):
     finished = phase.finish(stage, state)
     got, want = parameters_of(finished.model), parameters_of(stage.adapted)
     assert len(want) > 30
-    assert max(relative(got[name], want[name]) for name in want if want[name].any()) < 1e-5
+    assert furthest(got, want) < 1e-5
     assert finished.facts["moved"] == pytest.approx(finished.facts["moved_adapted"], rel=1e-5)
     with torch.no_grad():
         terms = phase.losses(state, batches())
@@ -164,10 +169,31 @@ def test_phase_may_end_once_the_merged_model_is_faithful(stage):
     phase = Consolidation(Lora(rank=2, fidelity=0.9))
     state = phase.begin(stage)
     check = phase.check(stage, state)
-    assert dict(check.values) == {"validation_dice": 0.7, "fidelity": pytest.approx(0.875)}
+    kept = pytest.approx(0.875)
+    assert dict(check.values) == {"validation_dice": 0.7, "fidelity": kept, "fidelity_whole": kept}
     assert not check.done
     assert phase.check(replace(stage, validate=lambda given: 0.73), state).done
     assert phase.learning_rates(Optimizer()) == {"": 3e-3}
+
+
+def test_half_a_step_of_full_rank_is_the_average_and_the_whole_step_is_what_stops(stage):
+    start, adapted = parameters_of(stage.start), parameters_of(stage.adapted)
+    middle = {name: (start[name] + adapted[name]) / 2 for name in start}
+    phase = Consolidation(Lora(rank=OUTPUTS, initial="delta", share=0.5))
+    state = phase.begin(stage)
+    finished = phase.finish(stage, state)
+    got = parameters_of(finished.model)
+    assert len(middle) > 30
+    assert furthest(got, middle) < 1e-5
+    assert furthest(parameters_of(merge(finished.adapter)[0]), middle) < 1e-5  # what is stored makes M_t too
+    assert finished.facts["moved"] == pytest.approx(finished.facts["moved_adapted"] / 2, rel=1e-5)
+
+    def validate(given):
+        return 0.8 if furthest(parameters_of(given), adapted) < 1e-5 else 0.4
+
+    check = phase.check(replace(stage, validate=validate), state)
+    assert dict(check.values) == {"validation_dice": 0.4, "fidelity": 0.5, "fidelity_whole": 1.0}
+    assert check.done
 
 
 def test_facts_and_models_are_as_they_were(stage):

@@ -2,9 +2,9 @@
 
 Student = frozen M_{t-1} + LoRA, M'_t's head frozen; teacher = frozen M'_t. Loss = feature distance on D_t and the
 buffer + mean squared error of the logits on D_t, 1:1 (docs/method.md; Ye et al., arXiv 2509.06096), and `lora.anchor`
-times the distance to M_0's features on the buffer. Merged into the weights the adapters give M_t. The phase ends once
-the merged model's validation Dice reaches `lora.fidelity` of M'_t's, or at `lora.longest` times the steps of stage 1;
-that fidelity is always reported.
+times the distance to M_0's features on the buffer. The phase ends once the validation Dice of the adapters' whole step
+reaches `lora.fidelity` of M'_t's, or at `lora.longest` times the steps of stage 1. Of that step M_t takes the share
+`lora.share`: merged into the weights it gives M_t, whose own fidelity is always reported beside the whole step's.
 
 With `lora.initial` of ``delta`` the adapters start as the truncated singular value decomposition of M'_t − M_{t-1}
 rather than at zero, and training has only to mend what the truncation lost. `lora.rank` of ``auto`` reads each layer's
@@ -24,6 +24,7 @@ from torch import Tensor
 from medseqft_kit.lora.inject import AdaptedModel, LoRASettings, inject
 from medseqft_kit.lora.merge import merge
 from medseqft_kit.lora.orthogonal import orthonormal
+from medseqft_kit.lora.shrink import shrunk
 from medseqft_kit.lora.spectrum import automatic_ranks, rows_of_a
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.models.registry import Features
@@ -99,19 +100,28 @@ class Consolidation(Phase):
         return terms
 
     def check(self, stage: Stage, state: State) -> Check:
-        """Fidelity of the merged model; nearly all of the phase's stopping rule."""
-        merged, _ = merge(_student(state))
-        dice = stage.validate(merged)
-        fidelity = dice / max(stage.adapted_dice, 1e-6)
-        return Check({"validation_dice": dice, "fidelity": fidelity}, done=fidelity >= self.lora.fidelity)
+        """Fidelity of the adapters' whole step, nearly all of the stopping rule, and of the share that M_t takes."""
+        whole, _ = merge(_student(state))
+        best = max(stage.adapted_dice, 1e-6)
+        reached = dice = stage.validate(whole)
+        if self.lora.share < 1:
+            merged, _ = merge(self._shrunk(stage, state))
+            dice = stage.validate(merged)
+        values = {"validation_dice": dice, "fidelity": dice / best, "fidelity_whole": reached / best}
+        return Check(values, done=reached / best >= self.lora.fidelity)
 
     def finish(self, stage: Stage, state: State) -> Finished:
-        student = _student(state)
+        student = self._shrunk(stage, state)
         merged, difference = merge(student)
         rank = mean(student.settings.rank_of(name) for name in student.adapted)
         facts = {"merge_difference": difference, "rank_mean": float(rank), **moves(stage, merged)}
         memory = _spanned(student, stage.memory) if self.lora.orthogonal else NOTHING
         return Finished(merged, facts, adapter=student, memory=memory)
+
+    def _shrunk(self, stage: Stage, state: State) -> AdaptedModel:
+        """The student, or a copy that takes the share of its step that is merged."""
+        student = _student(state)
+        return student if self.lora.share == 1 else shrunk(student, stage.start, self.lora.share)
 
     def _settings(self, base: FoundationModel, teacher: FoundationModel) -> LoRASettings:
         lora, targets = self.lora, self.lora.targets or "all"
