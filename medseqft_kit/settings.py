@@ -40,7 +40,7 @@ class Distill(Section):
     """Feature distillation of stage 1, and the distance of stage 2."""
 
     weight: float = Field(0.1, ge=0, description="λ of L_seg + λ · L_kd")
-    teacher: Literal["previous", "pretrained"] = Field("previous", description="[choice] M_{t-1} or M_0")
+    teacher: Literal["previous", "pretrained"] = Field("pretrained", description="[choice] M_{t-1} or M_0")
     distance: Literal["mse", "cosine", "l1"] = Field("mse", description="[choice] distance of features")
     layers: tuple[str, ...] = Field((), description="[choice] stage_0 …, decoded; empty: all")
 
@@ -68,7 +68,7 @@ class Lora(Section):
     )
     longest: float = Field(2.0, ge=0, description="at most this many times the steps of stage 1; 0: as they start")
     share: float = Field(
-        1.0, gt=0, le=1, description="[choice] share of the adapters' step that M_t takes; 0.5 is half-way to M'_t"
+        0.5, gt=0, le=1, description="[choice] share of the adapters' step that M_t takes; 1: all of it"
     )
 
     @property

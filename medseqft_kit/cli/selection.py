@@ -11,10 +11,10 @@ import typer
 
 from medseqft_kit.models.foundation import load_foundation
 from medseqft_kit.progress import Progress, rich_progress, silent
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.buffer import Buffer, select, write_buffer, write_scores
 from medseqft_kit.selection.choose import choose
 from medseqft_kit.selection.race import Rules
-from medseqft_kit.selection.ranks import Ranks
 from medseqft_kit.selection.scoring import score_volumes
 from medseqft_kit.settings import Buffer as BufferSettings
 from medseqft_kit.tasks.layouts import load_task

@@ -20,13 +20,14 @@ from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.progress import Progress, silent
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.buffer import buffer_size
 from medseqft_kit.selection.controls import CONTROLS
 from medseqft_kit.selection.draws import block_sizes
 from medseqft_kit.selection.engine import Engine, Speed
 from medseqft_kit.selection.journal import Journal, weights_hash
 from medseqft_kit.selection.race import Race, Rules, Verdict
-from medseqft_kit.selection.ranks import Ranks
+from medseqft_kit.selection.ranks import losses_of_all
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.volumes.preprocess import Preprocessing
 from medseqft_kit.volumes.store import TaskVolumes, prepare
@@ -114,9 +115,10 @@ def _run(
     progress(0, total)
     while (step := race.next) is not None:
         names = [cases[i] for i in step.members.tolist()]
+        # Either all ranks compute a block, or none does.
         found = ranks.told(journal.read(step.block, names))
         if found is None:
-            found = ranks.losses(engine, names, step.block, step.size)
+            found = losses_of_all(ranks, engine, names, step.block, step.size)
             journal.note(step.block, names, found)
         race.add(found.loss, found.controls)
         progress(total - len(race.active) * int(sizes[race.means.blocks :].sum()), total)

@@ -14,8 +14,9 @@ import pytest
 from medseqft_kit.models.foundation import FoundationModel, save_foundation
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.phantoms.write import write_phantoms
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.engine import Engine
-from medseqft_kit.selection.ranks import Ranks
+from medseqft_kit.selection.ranks import losses_of_all
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_rank_computes_its_share_alone(model: FoundationModel, noise: Callable
             return super().losses(cases, index, size)
 
     engine = Spy(model, volumes, Precision("cpu", "fp32"), seed=0)
-    found = Ranks().losses(engine, ["a", "b", "c"], 0, 8)
+    found = losses_of_all(Ranks(), engine, ["a", "b", "c"], 0, 8)
     assert seen == [("a", "b", "c")]
     assert found.loss.shape == (3, 8)
     assert Ranks.here() == Ranks(0, 1)

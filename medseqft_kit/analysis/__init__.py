@@ -1,0 +1,1 @@
+"""Looking into trained models: loss landscapes, curvature, parameter drift, similarity of representations."""
