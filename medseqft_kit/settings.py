@@ -39,7 +39,7 @@ class Buffer(Section):
 class Distill(Section):
     """Feature distillation of stage 1, and the distance of stage 2."""
 
-    weight: float = Field(0.1, ge=0, description="λ of L_seg + λ · L_kd")
+    weight: float = Field(0.3, ge=0, description="λ of L_seg + λ · L_kd")
     teacher: Literal["previous", "pretrained"] = Field("pretrained", description="[choice] M_{t-1} or M_0")
     distance: Literal["mse", "cosine", "l1"] = Field("mse", description="[choice] distance of features")
     layers: tuple[str, ...] = Field((), description="[choice] stage_0 …, decoded; empty: all")
@@ -98,7 +98,7 @@ class Strategy(Section):
     distill: Distill = Distill()
     lora: Lora = Lora()
     retention: Retention = Retention()
-    matched: float = Field(2.0, gt=0, description="`parallel_matched`: times the steps of stage 1")
+    matched: float = Field(2.5, gt=0, description="`parallel_matched`: times the steps of stage 1")
     predictor: Literal["adapted", "merged", "agreement"] = Field(
         "adapted",
         description="[choice] which model a headline takes: M'_t or M_t, both are reported; `agreement`: M_0 and M'_t"

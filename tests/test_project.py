@@ -29,6 +29,8 @@ COMMANDS = [
     "run",
     "compare",
     "transfer",
+    "landscape",
+    "drift",
     "add",
     "score",
     "select",

@@ -27,7 +27,7 @@ MAX_ITERATIONS = 1000
 def hessian_product(loss: Loss, weights: Weights) -> Callable[[Vector], Vector]:
     """v ↦ H·v for the Hessian of `loss` at `weights`; vectors hold all weights in the order of their names."""
     point = _ordered(weights)
-    _, pull = vjp(grad(loss), point)
+    pull = vjp(grad(loss), point)[1]
 
     def product(vector: Vector) -> Vector:
         (pulled,) = pull(_split(vector, point))
@@ -58,7 +58,7 @@ def top_eigenvalues(loss: Loss, weights: Weights, count: int = 1, *, tolerance: 
 def trace_samples(loss: Loss, weights: Weights, probes: int, *, seed: int = 0) -> Vector:
     """Independent unbiased estimates of the Hessian's trace, vᵀHv for random signs v.
 
-    Hutchinson, https://doi.org/10.1080/03610919008812866. Their mean is the estimate.
+    Their mean is the estimate (Hutchinson, Communications in Statistics 19, 433, 1990).
     """
     product = hessian_product(loss, weights)
     return np.array([vector @ product(vector) for vector in _signs(_size(weights), probes, seed)])

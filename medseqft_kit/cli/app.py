@@ -21,6 +21,7 @@ FoundationArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Weigh
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as budget.steps=600.")
 ]
+Plane = Literal["random", "through", "line"]
 Selection = Literal["mds", "highest", "random", "kmeans", "herding"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by `medseqft run`.")]
 
@@ -142,6 +143,38 @@ def transfer(
     from medseqft_kit.cli.comparison import transfer_run
 
     transfer_run(run, every_stage)
+
+
+@app.command()
+def landscape(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders; several share one colour scale.")],
+    task: Annotated[str, typer.Option("--task", help="Whose training loss and Dice.")],
+    plane: Annotated[
+        Plane, typer.Option(help="random: around a model; through: three models; line: between two.")
+    ] = "random",
+    models: Annotated[str, typer.Option(help="One, three or two of M_0, M'_1, M_1, …, with commas between.")] = "",
+    steps: Annotated[int, typer.Option(min=2, help="Points along each axis.")] = 21,
+    reach: Annotated[float, typer.Option(help="Of a random plane, in multiples of the filters' norms.")] = 1.0,
+    crops: Annotated[int, typer.Option(min=1, help="Training crops that each point is judged by.")] = 16,
+    seed: Annotated[int, typer.Option(help="Draws the random directions.")] = 0,
+) -> None:
+    """Training loss and Dice around or between the models of a run, as data and pictures.
+
+    Interrupted, the same command goes on. Several processes share the work: accelerate launch -m medseqft_kit …
+    """
+    from medseqft_kit.analysis.landscape_of_run import View
+    from medseqft_kit.cli.analysis import landscape_runs
+
+    named = tuple(name for name in models.split(",") if name)
+    landscape_runs(runs, View(task, plane, named, steps, reach, crops, seed))
+
+
+@app.command()
+def drift(run: RunArgument) -> None:
+    """How far the weights and representations of a run have moved from M_0 and from stage to stage, layer by layer."""
+    from medseqft_kit.cli.analysis import drift_run
+
+    drift_run(run)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The two pages: a run, and a comparison. Each is one HTML file that loads nothing else."""
+"""The pages: a run, a comparison, a row of figures. Each is one HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def write_comparison_report(folder: Path) -> Path:
     """
     record = compared.load_comparison(Path(folder))
     return _write(Path(folder) / NAME, "comparison.html.j2", _comparison_content(record))
+
+
+def write_figures(path: Path, title: str, plots: Mapping[str, go.Figure]) -> Path:
+    """Write one page of figures, each under its heading, and return its path."""
+    pages = _Plots()
+    sections = [(f"figure-{i}", heading, pages.add(figure)) for i, (heading, figure) in enumerate(plots.items(), 1)]
+    contents = [(anchor, heading) for anchor, heading, _ in sections]
+    return _write(path, "figures.html.j2", {"title": title, "contents": contents, "sections": sections})
 
 
 def _run_content(run: RunRecord) -> dict[str, Any]:

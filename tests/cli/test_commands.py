@@ -21,6 +21,8 @@ COMMANDS = (
     "run",
     "compare",
     "transfer",
+    "landscape",
+    "drift",
     "add",
     "score",
     "select",
@@ -243,3 +245,33 @@ def test_a_schedulers_sigterm_ends_a_run_at_a_step_and_the_same_command_continue
     assert "The same command continues from here" in shown
     assert manifest.exists()
     assert (workspace / "long" / "stages" / "01_liver" / "checkpoint_adapt.safetensors").exists()
+
+
+def test_a_runs_landscape_and_drift_are_drawn_and_said_where(run: Path) -> None:
+    shown = _medseqft("landscape", run, "--task", "liver", "--plane", "line", "--steps", "3", "--crops", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert "3 points × 4 crops = 12 forward passes" in shown.stdout
+    folder = run / "analysis" / "landscape" / "liver_line_M_0_M'_1"
+    assert (folder / "landscape.json").is_file()
+    assert "Loss and Dice along the line" in (folder / "landscape.html").read_text()
+    both = _medseqft("landscape", run, run, "--task", "liver", "--steps", "2", "--crops", "2")
+    assert both.returncode == 0, both.stderr
+    assert (run / "analysis" / "landscape" / "liver_random_M'_1" / "landscapes.html").is_file()
+    drifted = _medseqft("drift", run)
+    assert drifted.returncode == 0, drifted.stderr
+    assert "M'_1  of liver" in drifted.stdout
+    assert (run / "analysis" / "drift" / "drift.html").is_file()
+    for arguments, said in ((("--task", "lung"), "liver"), (("--task", "liver", "--models", "M_7"), "M_0 … M_1")):
+        refused = _medseqft("landscape", run, *arguments)
+        assert refused.returncode == 1
+        assert said in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_models_on_a_line_span_no_plane_and_the_message_says_so(run: Path) -> None:
+    refused = _medseqft("landscape", run, "--task", "liver", "--plane", "through", "--models", "M_0,M_1,M_1")
+    assert refused.returncode == 1
+    assert "three different models" in refused.stderr
+    few = _medseqft("landscape", run, "--task", "liver", "--plane", "through", "--models", "M_0,M_1")
+    assert few.returncode == 1
+    assert "Traceback" not in few.stderr
