@@ -12,7 +12,7 @@ READY := .venv/.ready
 CODE := medseqft_kit kernels figures notebooks tests docs .ci
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak compare compare-full bench notebooks lint audit docs clean
+.PHONY: help setup demo test soak compare compare-full bench notebooks notebooks-browser figures lint audit docs clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,9 +48,17 @@ compare-full: data/phantoms ## every strategy, merge rule and ablation, 2 seeds,
 bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
 	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)
 	$(BIN)/python kernels/benchmarks/mds.py
+	$(BIN)/python kernels/benchmarks/landscape.py
 
 notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
 	$(BIN)/python notebooks/execute.py
+
+notebooks-browser: setup ## run all notebooks in JupyterLab in Chromium, and look at what is drawn
+	$(BIN)/python notebooks/browser.py
+
+figures: data/phantoms ## a short comparison on phantoms, and every figure from it, into figures/built
+	$(BIN)/medseqft compare figures/phantoms.yaml --out runs/figures
+	$(BIN)/python figures/build.py runs/figures --out figures/built
 
 lint: setup ## formatting, lint rules, types, direction of imports
 	$(BIN)/ruff format --check $(CODE)
@@ -66,4 +74,4 @@ docs: setup ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the targets above made, the environment excepted
-	rm -rf build dist site demo notebooks/executed .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf build dist site demo notebooks/executed notebooks/pictures .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -29,7 +29,7 @@ def text(path: Path, kind: str) -> list[str]:
 def test_the_readme_names_every_notebook_and_no_other():
     named = re.findall(r"\]\(notebooks/([\w-]+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert sorted(named) == [path.name for path in NOTEBOOKS]
-    assert len(NOTEBOOKS) >= 2
+    assert len(NOTEBOOKS) >= 9
 
 
 @each_notebook
@@ -52,6 +52,15 @@ def test_it_checks_what_it_claims_and_has_a_short_form(path):
     code = "\n".join(text(path, "code"))
     assert re.search(r"^\s*assert ", code, flags=re.MULTILINE)
     assert 'os.environ.get("QUICK"' in code
+
+
+@each_notebook
+def test_your_own_data_goes_into_one_cell_of_parameters(path):
+    """Papermill replaces what a cell of this tag sets; the kernels' notebook has no data."""
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == (0 if path.stem == "08_kernels" else 1)
+    for cell in tagged:
+        assert all(re.match(r'[A-Z]+ = ""  # ', line) for line in "".join(cell["source"]).splitlines())
 
 
 @each_notebook

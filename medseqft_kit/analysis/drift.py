@@ -31,8 +31,8 @@ def drift(before: FoundationModel, after: FoundationModel) -> pd.DataFrame:
             Of the angle between them: 1 where the direction is kept.
         effective_rank, full_rank
             In how many dimensions the weight moved, exp of the entropy of the singular values' shares (Roy & Vetterli
-            2007, https://ieeexplore.ieee.org/document/7098875), and in how many it could have. NaN where it is no matrix, 0
-            where nothing moved.
+            2007, https://ieeexplore.ieee.org/document/7098875), and in how many it could have. NaN where it is no
+            matrix, 0 where nothing moved.
     """
     there = dict(after.backbone.named_modules())
     rows = []

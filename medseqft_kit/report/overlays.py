@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,22 +120,41 @@ def _first_line(problem: Exception) -> str:
 
 
 def _pictures(task: Task, case: Case, prediction: Path, colours: list[str]) -> tuple[str, tuple[str, ...]]:
+    place, pictures = painted_slices(task, case, (prediction,), colours)
+    return place, tuple(_data_uri(picture) for picture in pictures)
+
+
+def painted_slices(
+    task: Task, case: Case, predictions: Sequence[Path], colours: Sequence[str]
+) -> tuple[str, tuple[Image.Image, ...]]:
+    """One slice of a case: as it is, with the truth, and with each prediction; and which slice it is.
+
+    Parameters
+    ----------
+    predictions
+        Label files on the image's grid.
+    colours
+        One for each structure of the task.
+
+    Raises
+    ------
+    DataError
+        If the case has no label, or a file is on another grid.
+    """
     if case.label is None:
         raise DataError("The case has no label file.")
     image, spacing = _canonical(*read_image(case.images[0]))
-    truth, predicted = (task.to_classes(_canonical(*read_label(path))[0]) for path in (case.label, prediction))
-    if not image.shape == truth.shape == predicted.shape:
-        raise DataError(
-            f"Image, truth and prediction differ in shape: {image.shape}, {truth.shape}, {predicted.shape}."
-        )
-    truth, predicted = (np.where(classes == IGNORE, 0, classes) for classes in (truth, predicted))
-    axis, index = best_slice((truth > 0) | (predicted > 0), spacing)
+    truth, *predicted = (task.to_classes(_canonical(*read_label(path))[0]) for path in (case.label, *predictions))
+    if any(image.shape != classes.shape for classes in (truth, *predicted)):
+        shapes = ", ".join(str(each.shape) for each in (image, truth, *predicted))
+        raise DataError(f"Image, truth and prediction differ in shape: {shapes}.")
+    shown = [np.where(classes == IGNORE, 0, classes) for classes in (truth, *predicted)]
+    axis, index = best_slice(np.any([classes > 0 for classes in shown], axis=0), spacing)
     grey = _windowed(_flat(image, axis, index))
     size = _display_size(grey.shape, [spacing[other] for other in range(3) if other != axis])
     background = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR)
-    painted = [_painted(background, _flat(classes, axis, index), colours) for classes in (truth, predicted)]
-    place = f"{PLANES[axis]} slice {index + 1} of {image.shape[axis]}"
-    return place, tuple(_data_uri(picture) for picture in (background, *painted))
+    painted = (_painted(background, _flat(classes, axis, index), list(colours)) for classes in shown)
+    return f"{PLANES[axis]} slice {index + 1} of {image.shape[axis]}", (background, *painted)
 
 
 def _canonical(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:

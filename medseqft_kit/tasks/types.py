@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,14 @@ class Task:
                 next_step="correct `labels` of this task in the configuration",
             )
         return replace(self, structures=rule)
+
+    def one_by_one(self) -> tuple[Task, ...]:
+        """A task for each structure, named after it, on the same images: a data set as a sequence of tasks."""
+        names = [re.sub(r"[^A-Za-z0-9_-]+", "_", structure) for structure in self.structures]
+        return tuple(
+            replace(self, name=name, structures={structure: values})
+            for name, (structure, values) in zip(names, self.structures.items(), strict=True)
+        )
 
     def to_classes(self, values: np.ndarray) -> np.ndarray:
         """File values to class indices (uint8); 255 marks voxels to ignore. Same shape."""
