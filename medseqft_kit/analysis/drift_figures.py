@@ -55,7 +55,7 @@ def heat_map(table: pd.DataFrame, measure: str, reference: str = "M_0") -> go.Fi
             ygap=1,
         )
     )
-    from_where = "M_0" if reference == "M_0" else "the stage's own M_{t-1}"
+    from_where = "M<sub>0</sub>" if reference == "M_0" else "the stage's own M<sub>t−1</sub>"
     figure.update_layout(title={"text": f"Change from {from_where}", "x": 0, "xref": "paper", "font": {"size": 15}})
     figure.update_yaxes(autorange="reversed", title_text="layer, from input to output")
     figure.update_xaxes(side="bottom")
