@@ -261,7 +261,8 @@ def test_a_runs_landscape_and_drift_are_drawn_and_said_where(run: Path) -> None:
     assert drifted.returncode == 0, drifted.stderr
     assert "M'_1  of liver" in drifted.stdout
     assert (run / "analysis" / "drift" / "drift.html").is_file()
-    for arguments, said in ((("--task", "lung"), "liver"), (("--task", "liver", "--models", "M_7"), "M_0 … M_1")):
+    unknown = (("--task", "lung"), "liver"), (("--task", "liver", "--models", "M_7"), "no model of this name")
+    for arguments, said in unknown:
         refused = _medseqft("landscape", run, *arguments)
         assert refused.returncode == 1
         assert said in refused.stderr

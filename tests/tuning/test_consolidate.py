@@ -106,7 +106,7 @@ def test_student_starts_as_the_previous_model_with_the_adapted_head(stage):
 
 
 def test_delta_of_full_rank_starts_as_the_adapted_model(stage):
-    phase = Consolidation(Lora(rank=OUTPUTS, initial="delta"))
+    phase = Consolidation(Lora(rank=OUTPUTS, initial="delta", share=1.0))
     state = phase.begin(stage)
     finished = phase.finish(stage, state)
     got, want = parameters_of(finished.model), parameters_of(stage.adapted)
@@ -200,7 +200,7 @@ def test_facts_and_models_are_as_they_were(stage):
     before = [
         {name: value.clone() for name, value in each.state_dict().items()} for each in (stage.start, stage.adapted)
     ]
-    phase = Consolidation(Lora(rank=4, initial="delta"))
+    phase = Consolidation(Lora(rank=4, initial="delta", share=1.0))
     state = phase.begin(stage)
     sum(phase.losses(state, batches()).values()).backward()
     finished = phase.finish(stage, state)

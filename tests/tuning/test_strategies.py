@@ -100,7 +100,7 @@ def test_a_misspelt_strategy_is_refused_with_the_nearest_name() -> None:
     ("name", "steps"),
     [
         ("parallel", 600),
-        ("parallel_matched", 300),  # twice the steps
+        ("parallel_matched", 240),  # two and a half times the steps
         ("sequential_distilled", 300),  # a task crop and a buffer crop
         ("medseqft", 100),  # the same, and stage 2 at its longest: twice the steps, two crops each
         ("multitask", 600),
