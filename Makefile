@@ -74,4 +74,4 @@ docs: setup ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the targets above made, the environment excepted
-	rm -rf build dist site demo notebooks/executed notebooks/pictures .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf build dist site demo notebooks/executed notebooks/pictures figures/built .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -6,7 +6,7 @@ forward derivative. All functions leave the weights that they are given as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad, vjp
 
+from medseqft_kit.analysis.directions import Weights
 from medseqft_kit.randomness import numpy_generator
 
-Weights = Mapping[str, Tensor]
 Loss = Callable[[dict[str, Tensor]], Tensor]
 """Weights by name to a scalar; called under a transform of `torch.func`."""
 Vector = Float[np.ndarray, " n"]
