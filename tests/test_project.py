@@ -21,24 +21,7 @@ from medseqft_kit.config import parse_config
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMMANDS = [
-    "demo",
-    "phantoms",
-    "check",
-    "pretrain",
-    "run",
-    "compare",
-    "transfer",
-    "landscape",
-    "drift",
-    "add",
-    "score",
-    "select",
-    "predict",
-    "evaluate",
-    "report",
-    "doctor",
-]
+COMMANDS = re.findall(r"^\| `medseqft (\w+)", README, flags=re.MULTILINE)
 FIXED = ["torch", "monai", "peft", "triton", "jupyterlab", "plotly", "loss-landscapes", "nibabel"]
 HEAVY = "torch monai numpy pandas plotly scipy nibabel peft"
 PUBLIC = [name for name in medseqft_kit.__all__ if name != "__version__"]
@@ -90,8 +73,7 @@ def test_readme_lists_the_commands_that_there_are() -> None:
     from medseqft_kit.cli.app import app
 
     registered = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert re.findall(r"^\| `medseqft (\w+)", README, flags=re.MULTILINE) == COMMANDS
-    assert sorted(registered) == sorted(COMMANDS)
+    assert registered == COMMANDS
     assert set(re.findall(r"\bmedseqft ([a-z]+) ", "\n".join(blocks(README, "bash")))) <= set(COMMANDS)
 
 

@@ -13,24 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-COMMANDS = (
-    "demo",
-    "phantoms",
-    "check",
-    "pretrain",
-    "run",
-    "compare",
-    "transfer",
-    "landscape",
-    "drift",
-    "add",
-    "score",
-    "select",
-    "predict",
-    "evaluate",
-    "report",
-    "doctor",
-)
+from medseqft_kit.cli import app
+
+COMMANDS = [command.__name__ for command in app.COMMANDS]
 
 
 def _medseqft(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

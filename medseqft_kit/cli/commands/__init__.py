@@ -1,0 +1,1 @@
+"""The commands, one function each: arguments read, the package called, the result printed. Heavy imports inside."""

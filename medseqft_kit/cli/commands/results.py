@@ -1,0 +1,61 @@
+"""What a run has to give: segmentations, metrics, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseqft_kit.cli.commands.arguments import Out, RunArgument
+
+
+def predict(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="NIfTI; channels as NAME_0000, NAME_0001 …")],
+    out: Out,
+    task: Annotated[str | None, typer.Option(help="Which task; needed where the run has several.")] = None,
+    which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Mix M_0 and M'_t for each image, by agreement.")] = False,
+) -> None:
+    """Segment images; each result is a NIfTI in the image's own geometry with the data set's label values."""
+    from medseqft_kit.errors import ConfigError
+    from medseqft_kit.evaluation.load import load_predictor
+    from medseqft_kit.evaluation.predict import examinations, write_predictions
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tuning.sequence import Run
+
+    tasks = Run(run).tasks
+    if task is None and len(tasks) > 1:
+        raise ConfigError(f"{run} answers several tasks.", found=", ".join(tasks), expected="--task NAME")
+    if which not in (None, "adapted", "merged"):
+        raise ConfigError("there is no such predictor.", found=which, expected="--which adapted or --which merged")
+    if merge and which is not None:
+        raise ConfigError(
+            "--merge is a predictor of its own.", found=f"--which {which} --merge", expected="one of the two"
+        )
+    name = task or tasks[0]
+    predictor = load_predictor(run, name, "agreement") if merge else Run(run).model(name, which)  # type: ignore[arg-type]
+    with rich_progress() as progress:
+        groups = examinations(images, len(predictor.task.channels))
+        written = write_predictions(predictor, groups, out, progress)
+    for path in written:
+        typer.echo(path)
+
+
+def evaluate(run: RunArgument) -> None:
+    """Metrics of a run, of every stage, task and predictor, computed from its cases.csv files alone."""
+    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.tuning.sequence import Run
+
+    show_cases(Run(run).cases())
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a comparison folder.")],
+) -> None:
+    """Write the self-contained HTML report of a run or a comparison."""
+    from medseqft_kit.report.page import write_comparison_report, write_report
+
+    single = (run / "manifest.json").is_file()
+    typer.echo(f"report: {write_report(run) if single else write_comparison_report(run)}")
