@@ -6,13 +6,12 @@ rank, λ, teacher, scope, predictor, share of the step. Orders of tasks are in `
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.evaluation.gains import LATER, MEAN, OURS
 from medseqft_kit.report.comparison_figures import forest
@@ -52,9 +51,8 @@ def draw(folder: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("folder", type=Path, help="a comparison folder with variants")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     given = parser.parse_args()
     if not draw(given.folder, given.out):
         raise SystemExit(f"{given.folder} compares no variant of {OURS}: nothing to draw")

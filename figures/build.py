@@ -5,7 +5,6 @@ The landscapes, the drift and the cases shown are those of the runs of the first
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import ablations
@@ -15,7 +14,7 @@ import method_overview
 import overlays
 import parameter_variation
 import transfer_curves
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.errors import RunError
 from medseqft_kit.runs.folder import RunFolder
@@ -65,9 +64,8 @@ def chosen_runs(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Read the command line, write the files, say where they are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("folder", type=Path, help="a comparison folder")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     parser.add_argument("--steps", type=int, default=21, help="points along each axis of a landscape")
     given = parser.parse_args()
     written = build(given.folder, given.out, given.steps)

@@ -5,26 +5,27 @@ Make them first, then draw them::
     for times in 1 3 8; do
         medseqft compare examples/hippocampus.yaml --set budget.steps=$((200 * times)) --out runs/hippocampus_$times
     done
-    python figures/dice_against_compute.py runs/hippocampus_1 runs/hippocampus_3 runs/hippocampus_8 --picture FILE.svg
+    python figures/dice_against_compute.py runs/hippocampus_1 runs/hippocampus_3 runs/hippocampus_8
+
+Of each folder its tables alone are read, so that what is kept of one in docs/results will do.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.evaluation.gains import LATER, MEAN
 from medseqft_kit.report.comparison_figures import looks
 from medseqft_kit.report.figures import styled
-from medseqft_kit.runs.folder import RunFolder
 
 
 def curve(folders: Sequence[Path], task: str = MEAN) -> pd.DataFrame:
-    """One row for each folder and strategy: steps of stage 1, images seen, Dice, its gain over parallel tuning.
+    """One row for each folder and strategy: images seen, Dice, its gain over parallel tuning.
 
     Images are those of all tasks, whatever `task` says: what a run costs.
     """
@@ -35,14 +36,20 @@ def curve(folders: Sequence[Path], task: str = MEAN) -> pd.DataFrame:
         rows = dice[dice["task"] == task].drop(columns=["images_seen", "seconds"]).join(costs, on="strategy")
         versus = gains[(gains["task"] == task) & (gains["versus"] == "parallel")]
         rows = rows.merge(versus[["strategy", "gain", "low", "high"]], on="strategy", how="left")
-        found.append(rows.assign(steps=_steps(folder)))
-    columns = ["strategy", "steps", "images_seen", "seconds", "dice", "dice_low", "dice_high", "gain", "low", "high"]
+        found.append(rows.assign(comparison=folder.resolve().name))
+    columns = [
+        "comparison",
+        "strategy",
+        "images_seen",
+        "seconds",
+        "dice",
+        "dice_low",
+        "dice_high",
+        "gain",
+        "low",
+        "high",
+    ]
     return pd.concat(found, ignore_index=True)[[*columns, "seeds"]]
-
-
-def _steps(folder: Path) -> int:
-    first = next(folder.glob("runs/*/seed_*/order_*/manifest.json"))
-    return int(RunFolder.open(first.parent).manifest["config"]["budget"]["steps"])
 
 
 def picture(points: pd.DataFrame) -> go.Figure:
@@ -74,18 +81,15 @@ def picture(points: pd.DataFrame) -> go.Figure:
 
 
 def main() -> None:
-    """Read the command line, print the table, write CSV and picture beside each other."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Read the command line, print the table, write the files."""
+    parser = arguments(__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="comparison folders of one configuration")
     parser.add_argument("--later", action="store_true", help="the tasks after the first alone")
-    parser.add_argument("--picture", type=Path, help="write the curves there, as SVG, and their data beside it")
     given = parser.parse_args()
     points = curve(given.folders, LATER if given.later else MEAN)
     shown = points.assign(**{name: 100 * points[name] for name in points.columns if name in SHOWN})
     print(shown.to_string(index=False, float_format="{:.1f}".format))
-    if given.picture:
-        points.to_csv(given.picture.with_suffix(".csv"), index=False)
-        picture(points).write_image(given.picture, width=760, height=460)
+    publish(picture(points), points, given.out, "dice_against_compute", width=DOUBLE, height=100)
 
 
 SHOWN = ("dice", "dice_low", "dice_high", "gain", "low", "high")

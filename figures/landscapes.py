@@ -5,12 +5,11 @@ One scale of colours, one set of directions. What is surveyed stays in the runs'
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.analysis.landscape import Landscape
 from medseqft_kit.analysis.landscape_figures import contours, lines, surfaces
@@ -58,10 +57,9 @@ def points(found: Mapping[str, Landscape]) -> pd.DataFrame:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs of one seed, of different strategies")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     parser.add_argument("--steps", type=int, default=21, help="points along each axis")
     given = parser.parse_args()
     draw(given.runs, given.task, given.out, steps=given.steps)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.evaluation.gains import BASELINE, LATER, MEAN
 from medseqft_kit.report.comparison_figures import compute, forest, order_spread
@@ -48,9 +47,8 @@ def _chosen(table: pd.DataFrame, only: tuple[str, ...]) -> pd.DataFrame:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("folder", type=Path, help="a comparison folder")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     parser.add_argument("--strategies", default="", help="names with commas between; all by default")
     given = parser.parse_args()
     draw(given.folder, given.out, tuple(name for name in given.strategies.split(",") if name))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.report.figures import COLOURS, INK
 
@@ -112,8 +110,7 @@ def _border(box: Box, towards: Box) -> tuple[float, float]:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
+    parser = arguments(__doc__)
     publish(overview(), data(), parser.parse_args().out, "method_overview", width=DOUBLE, height=HEIGHT)
 
 

@@ -6,7 +6,6 @@ by the mean Dice of all strategies: neither the best nor the worst.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from landscapes import strategy_of
 from plotly.subplots import make_subplots
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.report.figures import plain
 from medseqft_kit.report.overlays import STRUCTURE_COLOURS, painted_slices
 from medseqft_kit.runs.folder import RunFolder
-from medseqft_kit.tasks.layouts import load_task
-from medseqft_kit.tasks.types import Task
+from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sequence import Run
 
 PREDICTOR = "adapted"
@@ -41,7 +39,7 @@ def draw(runs: list[Path], out: Path) -> list[Path]:
         vertical_spacing=0.02,
     )
     for row, (name, case) in enumerate(shown.items(), start=1):
-        task = _task(folder, name)
+        task = TaskPlan.from_entry(name, folder.manifest["tasks"][name]).task
         stage = next(stage["folder"] for stage in folder.stages if stage["task"] == name)
         files = [run / "stages" / stage / "predictions" / PREDICTOR / f"{case}.nii.gz" for run in runs]
         colours = STRUCTURE_COLOURS[: len(task.structures)]
@@ -77,16 +75,10 @@ def middle_case(rows: pd.DataFrame) -> str:
     return str(means.index[len(means) // 2])
 
 
-def _task(folder: RunFolder, name: str) -> Task:
-    entry = folder.manifest["tasks"][name]
-    return load_task(Path(entry["root"]), name, entry["structures"])
-
-
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs of one seed, of different strategies")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     given = parser.parse_args()
     draw(given.runs, given.out)
 

@@ -5,14 +5,13 @@ For each strategy the distance of every model from M_0 and from the one before i
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from landscapes import strategy_of
 from plotly.subplots import make_subplots
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.analysis.drift import WHOLE
 from medseqft_kit.analysis.drift_figures import heat_map
@@ -67,9 +66,8 @@ def curves(whole: pd.DataFrame) -> go.Figure:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs; the last one is drawn layer by layer")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     given = parser.parse_args()
     draw(given.runs, given.out)
 

@@ -6,6 +6,7 @@ CSV. Equal data give equal files.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -22,6 +23,13 @@ POINTS = 8.0
 DPI, PX_PER_MM, PX_PER_POINT = 300, 96 / 25.4, 96 / 72
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 DATE = re.compile(rb"/(CreationDate|ModDate) \(D:[^)]*\)")
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """The command line that all scripts share: what one does is its first line, and `--out` where its files go."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures/built"))
+    return parser
 
 
 def publish(figure: go.Figure, data: pd.DataFrame, out: Path, name: str, *, width: float, height: float) -> list[Path]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
-from style import DOUBLE, publish
+from style import DOUBLE, arguments, publish
 
 from medseqft_kit.report.continual_figures import transfer_curves
 
@@ -22,9 +21,8 @@ def draw(folder: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     """Read the command line, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("folder", type=Path, help="a comparison whose models went on to unseen tasks")
-    parser.add_argument("--out", type=Path, default=Path("figures/built"))
     given = parser.parse_args()
     if not draw(given.folder, given.out):
         raise SystemExit(f"{given.folder} has no unseen task: nothing to draw")

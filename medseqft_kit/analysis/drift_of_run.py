@@ -9,7 +9,7 @@ import pandas as pd
 
 from medseqft_kit.analysis.checkpoints import Checkpoints
 from medseqft_kit.analysis.drift import drift
-from medseqft_kit.analysis.similarity import similarity
+from medseqft_kit.analysis.similarity import gram_matrices, similarity
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_text
 
@@ -55,13 +55,14 @@ def drift_of_run(run: str | Path, *, crops: int = 32, progress: Progress = silen
     representations: list[pd.DataFrame] = []
     for stage, task in enumerate(checkpoints.tasks, start=1):
         images = [batch.image for batch in checkpoints.crops(task, crops, BATCH, progress)]
-        for reference in dict.fromkeys(("M_0", f"M_{stage - 1}")):
-            start = checkpoints.model(reference)
+        references = list(dict.fromkeys(("M_0", f"M_{stage - 1}")))
+        models = {name: checkpoints.model(name) for name in (*references, f"M'_{stage}", f"M_{stage}")}
+        grams = {name: gram_matrices(model, images, checkpoints.precision) for name, model in models.items()}
+        for reference in references:
             for name in (f"M'_{stage}", f"M_{stage}"):
-                model = checkpoints.model(name)
-                alike = similarity(start, model, images, checkpoints.precision)
-                own = alike.loc[alike["layer"] == alike["other"], ["layer", "cka"]]
-                for rows, table in ((drift(start, model), parameters), (own, representations)):
+                moved = drift(models[reference], models[name])
+                alike = similarity(grams[reference], grams[name])
+                for rows, table in ((moved, parameters), (alike, representations)):
                     table.append(rows.assign(stage=stage, task=task, model=name, reference=reference))
         progress("drift", stage, len(checkpoints.tasks))
     folder = checkpoints.run.path / "analysis" / "drift"

@@ -22,37 +22,46 @@ FEWEST = 4
 """Crops in a minibatch; the unbiased estimate divides by n − 3."""
 
 
-def similarity(
-    first: FoundationModel, second: FoundationModel, batches: Iterable[Float[Tensor, "b c d h w"]], precision: Precision
-) -> pd.DataFrame:
-    """Linear CKA between all layers of two models.
+Grams = list[dict[str, Float[Tensor, "n n"]]]
+"""For each minibatch and layer: the inner products of all pairs of crops."""
 
-    Parameters
-    ----------
-    batches
-        Minibatches of crops, at least four in each; a crop is one example, all voxels and channels its features.
+
+def gram_matrices(model: FoundationModel, batches: Iterable[Float[Tensor, "b c d h w"]], precision: Precision) -> Grams:
+    """What CKA needs to know of a model: a crop is one example, all voxels and channels of a layer its features."""
+    found = []
+    with evaluating(model), torch.no_grad():
+        for images in batches:
+            with precision.autocast():
+                features = model.encode(precision.place(images)).named()
+            flat = {name: value.double().flatten(1).cpu() for name, value in features.items()}
+            found.append({name: value @ value.T for name, value in flat.items()})
+    return found
+
+
+def similarity(first: Grams, second: Grams) -> pd.DataFrame:
+    """Linear CKA between two models, layer by layer, from :func:`gram_matrices` of the same minibatches.
 
     Returns
     -------
     DataFrame
-        layer, other (a layer of `second`), cka. Layers are the encoder's stages and the decoder's last features.
+        layer, cka. Layers are the encoder's stages and the decoder's last features.
 
     Raises
     ------
     ValueError
         If a minibatch has fewer than four crops, or there is none.
     """
-    sums: dict[tuple[str, str], Tensor] = {}
-    with evaluating(first), evaluating(second), torch.no_grad():
-        for images in batches:
-            grams = [_grams(model, images, precision) for model in (first, second)]
-            for one, left in grams[0].items():
-                for other, right in grams[1].items():
-                    terms = torch.stack([hsic(left, right), hsic(left, left), hsic(right, right)])
-                    sums[one, other] = sums.get((one, other), torch.zeros(3, dtype=torch.float64)) + terms
-    if not sums:
+    if not first:
         raise ValueError("there is no minibatch to compare representations on")
-    return pd.DataFrame([{"layer": one, "other": other, "cka": _cka(terms)} for (one, other), terms in sums.items()])
+    rows = []
+    for layer in first[0]:
+        pairs = [(one[layer], other[layer]) for one, other in zip(first, second, strict=True)]
+        across, one, other = (
+            sum(float(hsic(*each)) for each in taken)
+            for taken in (pairs, [(k, k) for k, _ in pairs], [(k, k) for _, k in pairs])
+        )
+        rows.append({"layer": layer, "cka": across / (one * other) ** 0.5 if one > 0 and other > 0 else float("nan")})
+    return pd.DataFrame(rows)
 
 
 def hsic(k: Float[Tensor, "n n"], l: Float[Tensor, "n n"]) -> Float[Tensor, ""]:  # noqa: E741  # the paper's letters
@@ -65,15 +74,3 @@ def hsic(k: Float[Tensor, "n n"], l: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     sides = k.sum() * other.sum() / ((count - 1) * (count - 2))
     mixed = 2 / (count - 2) * (k.sum(0) @ other.sum(0))
     return (whole + sides - mixed) / (count * (count - 3))
-
-
-def _grams(model: FoundationModel, images: Tensor, precision: Precision) -> dict[str, Tensor]:
-    with precision.autocast():
-        features = model.encode(precision.place(images))
-    flat = {name: value.double().flatten(1).cpu() for name, value in features.named().items()}
-    return {name: value @ value.T for name, value in flat.items()}
-
-
-def _cka(terms: Tensor) -> float:
-    across, one, other = terms.tolist()
-    return across / (one * other) ** 0.5 if one > 0 and other > 0 else float("nan")
