@@ -57,6 +57,63 @@ def real_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def write_dicom() -> Callable[..., list[Path]]:
+    """A function that writes stored values (slices, rows, columns) as a CT series, one file for each slice.
+
+    pydicom writes it, tag by tag. `steps` are the slices' distances from the first along `direction` (the normal by
+    default); changes maps a slice's number to tags that differ; `order` names the files. Returns them slice by slice.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    def write(
+        folder: Path,
+        stored: np.ndarray,
+        orientation: np.ndarray | None = None,
+        spacing: tuple[float, float] = (0.8, 0.6),
+        steps: np.ndarray | None = None,
+        direction: np.ndarray | None = None,
+        changes: dict[int, dict[str, object]] | None = None,
+        order: list[int] | None = None,
+        **tags: object,
+    ) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        series, study = generate_uid(), generate_uid()
+        axes = np.eye(3)[:2] if orientation is None else orientation
+        along = np.cross(*axes) if direction is None else direction
+        apart = 2.5 * np.arange(len(stored)) if steps is None else steps
+        files = []
+        for number, plane in enumerate(stored):
+            header = Dataset()
+            header.file_meta = FileMetaDataset()
+            header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, generate_uid()
+            header.file_meta.MediaStorageSOPClassUID = CTImageStorage
+            header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+            header.StudyInstanceUID, header.SeriesInstanceUID = study, series
+            header.FrameOfReferenceUID = "1.2.826.0.1.3680043.8.498.1"
+            header.PatientName, header.PatientID = "Doe^Jo", "P1"
+            header.StudyDate, header.StudyID, header.Modality = "20260102", "S", "CT"
+            header.SeriesNumber, header.SeriesDescription = 3, "thin"
+            header.InstanceNumber = len(stored) - number
+            header.ImageOrientationPatient = [f"{cosine:.10f}" for cosine in axes.ravel()]
+            header.ImagePositionPatient = [f"{mm:.8f}" for mm in np.array([-20.5, 31.0, 7.25]) + apart[number] * along]
+            header.PixelSpacing, header.SliceThickness = list(spacing), 2.0
+            header.Rows, header.Columns = plane.shape
+            header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+            header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+            header.RescaleSlope, header.RescaleIntercept = "1", "-1024"
+            for tag, value in {**tags, **(changes or {}).get(number, {})}.items():
+                setattr(header, tag, value)
+            header.PixelData = plane.astype("<i2").tobytes()
+            files.append(folder / f"IM{number if order is None else order[number]:04d}.dcm")
+            header.save_as(files[-1], enforce_file_format=True)
+        return files
+
+    return write
+
+
+@pytest.fixture
 def random_state_untouched() -> Iterator[None]:
     """Fail a test that leaves the global random state of Python, NumPy or torch other than it found it."""
     before = _random_state()

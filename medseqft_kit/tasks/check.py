@@ -24,6 +24,7 @@ CASE_CHECKS: tuple[Callable[[Task, CaseFacts], Iterator[Finding]], ...] = (
     geometry.dimensions_fit,
     geometry.grids_agree,
     geometry.header_agrees_with_itself,
+    geometry.slices_are_not_tilted,
     contents.values_are_finite,
     contents.labels_are_integers,
     contents.labels_are_declared,

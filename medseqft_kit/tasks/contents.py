@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medseqft_kit.tasks.facts import CaseFacts
 from medseqft_kit.tasks.findings import Finding, finding
+from medseqft_kit.tasks.headers import is_nifti_name
 from medseqft_kit.tasks.types import Task
 
 SHOWN = 6
@@ -38,15 +39,15 @@ def files_exist(task: Task, facts: CaseFacts) -> Iterator[Finding]:
 
 
 def files_are_readable(task: Task, facts: CaseFacts) -> Iterator[Finding]:
-    """Truncated, corrupt, or no NIfTI at all."""
+    """Truncated, corrupt, no NIfTI at all, or a DICOM series that makes no volume."""
     for path, problem in facts.unreadable:
         yield finding(
             task,
             facts.case.id,
             path,
-            "unreadable or truncated file",
+            "unreadable or truncated file" if is_nifti_name(path) else problem.summary,
             found=problem.found or problem.summary,
-            expected=problem.expected or "a complete NIfTI file",
+            expected=problem.expected or "a complete file",
             next_step=problem.next_step or "copy or download the file again",
         )
 

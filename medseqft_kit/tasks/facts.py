@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.headers import HeaderFacts
-from medseqft_kit.tasks.nifti import read_values
+from medseqft_kit.tasks.images import read_values
 from medseqft_kit.tasks.types import Case
 
 

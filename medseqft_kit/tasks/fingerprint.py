@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medseqft_kit.errors import DataError
+from medseqft_kit.tasks.dicom.read import is_dicom
+from medseqft_kit.tasks.dicom.series import series_at
 from medseqft_kit.tasks.types import Task
 
 
@@ -25,11 +27,19 @@ def file_hash(path: Path) -> str:
         raise DataError(f"{path} cannot be read.", found=str(problem), next_step="restore the file") from problem
 
 
+def image_hash(path: Path) -> str:
+    """SHA-256 of an image: of its file, or of a DICOM series over all of its files, whatever their names."""
+    if not is_dicom(path):
+        return file_hash(path)
+    files = sorted(map(file_hash, series_at(path).files))
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
 def fingerprint(task: Task, case_ids: Iterable[str]) -> str:
     """SHA-256 over the images and labels of some cases; it depends on ids and contents, not on paths or order."""
     total = hashlib.sha256()
     for case_id in sorted(set(case_ids)):
         case = task.case(case_id)
-        parts = [*map(file_hash, case.images), file_hash(case.label) if case.label is not None else "unlabelled"]
+        parts = [*map(image_hash, case.images), file_hash(case.label) if case.label is not None else "unlabelled"]
         total.update("\x1f".join((case_id, *parts, "\n")).encode())
     return total.hexdigest()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from medseqft_kit.tasks.facts import CaseFacts
 from medseqft_kit.tasks.findings import Finding, finding
-from medseqft_kit.tasks.headers import HeaderFacts
+from medseqft_kit.tasks.headers import HeaderFacts, is_nifti_name
 from medseqft_kit.tasks.types import Task
 
 CORNER_TOLERANCE_MM = 1e-2
@@ -138,6 +138,23 @@ def header_agrees_with_itself(task: Task, facts: CaseFacts) -> Iterator[Finding]
             )
 
 
+def slices_are_not_tilted(task: Task, facts: CaseFacts) -> Iterator[Finding]:
+    """DICOM series whose slices are not at right angles to the table (gantry tilt): warnings."""
+    for volume in facts.images:
+        cosine = _largest_cosine(volume.header)
+        if cosine > SHEAR_TOLERANCE and not is_nifti_name(volume.header.path):
+            yield finding(
+                task,
+                facts.case.id,
+                volume.header.path,
+                "gantry tilt",
+                found=f"slices {np.degrees(np.arcsin(min(cosine, 1.0))):.3g}° off a right angle",
+                expected="slices at right angles to the line they are stacked along",
+                next_step="nothing, or resample: the tilt is in the affine, and predictions lie on the tilted slices",
+                severity="warning",
+            )
+
+
 def _disagreements(header: HeaderFacts) -> Iterator[tuple[str, str, str]]:
     if header.sform is None and header.qform is None:
         yield "no orientation in the header", "sform and qform codes 0", "one of the two set"
@@ -150,7 +167,7 @@ def _disagreements(header: HeaderFacts) -> Iterator[tuple[str, str, str]]:
         found = f"affine {_row(header.spacing)} mm, pixdim {_row(header.pixdim)} mm"
         yield "affine and pixdim differ", found, f"equal within {VOXEL_SIZE_TOLERANCE_MM:g} mm"
     cosine = _largest_cosine(header)
-    if cosine > SHEAR_TOLERANCE:
+    if cosine > SHEAR_TOLERANCE and is_nifti_name(header.path):
         yield "sheared axes", f"cosine {cosine:.4g} between two axes", f"at most {SHEAR_TOLERANCE:g}"
 
 

@@ -31,20 +31,19 @@ _UNREADABLE = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, Overf
 
 @dataclass(frozen=True, eq=False)
 class HeaderFacts:
-    """A header as the kit sees it; geometry in float64.
+    """An image's header as the kit sees it; geometry in float64.
 
     Parameters
     ----------
     shape
         Stored shape without trailing axes of length 1 beyond the third: (8, 9, 10, 1) is (8, 9, 10).
     affine
-        Voxel index to mm, RAS+ (4, 4): the sform where its code is set, else the qform, else made of `pixdim`.
+        Voxel index to mm, RAS+ (4, 4): the sform where its code is set, else the qform, else made of `pixdim`. A DICOM
+        series has the affine of its slices as its sform.
     pixdim
         Voxel size along the three axes as stored, mm; may be zero, negative or in disagreement with `affine`.
     sform, qform
         The two transforms (4, 4) where their codes are set; entries are NaN where one cannot be decoded.
-    nifti
-        nibabel's header, from which the voxels are read.
     """
 
     path: Path
@@ -53,7 +52,6 @@ class HeaderFacts:
     pixdim: tuple[float, float, float]
     sform: Affine | None
     qform: Affine | None
-    nifti: nib.Nifti1Header
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -71,6 +69,13 @@ class HeaderFacts:
         """Distance of neighbouring voxels along the array's axes, mm, from the affine."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiFacts(HeaderFacts):
+    """The same of a NIfTI file, with nibabel's header, from which its voxels are read."""
+
+    nifti: nib.Nifti1Header
 
 
 def is_nifti_name(path: Path) -> bool:
@@ -106,7 +111,7 @@ def nifti_stream(path: Path) -> Iterator[BufferedIOBase]:
         raise DataError(f"{path} needs more memory than there is.", found=str(problem)) from problem
 
 
-def parse_header(stream: BufferedIOBase, path: Path) -> HeaderFacts:
+def parse_header(stream: BufferedIOBase, path: Path) -> NiftiFacts:
     """Read and judge the header at the start of `stream`.
 
     Raises
@@ -125,7 +130,7 @@ def parse_header(stream: BufferedIOBase, path: Path) -> HeaderFacts:
     header.check_fix(logger=_QUIET)
     shape = tuple(int(length) for length in header.get_data_shape())
     _require_possible(header, shape, path)
-    return HeaderFacts(
+    return NiftiFacts(
         path,
         _without_trailing_ones(shape),
         np.asarray(header.get_best_affine(), dtype=np.float64),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.headers import HeaderFacts
-from medseqft_kit.tasks.nifti import read_header
+from medseqft_kit.tasks.images import read_header
 from medseqft_kit.tasks.types import Task
 
 Spacing = tuple[float, float, float]

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from medseqft_kit.errors import DataError
-from medseqft_kit.tasks.nifti import read_header
+from medseqft_kit.tasks.images import read_header
 from medseqft_kit.tasks.statistics import ras_spacing
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.volumes.preprocess import Preprocessing

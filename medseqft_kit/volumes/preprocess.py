@@ -12,7 +12,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation, Spacing
 
 from medseqft_kit.errors import ConfigError, DataError, GeometryMismatch
-from medseqft_kit.tasks.nifti import read_image, read_label
+from medseqft_kit.tasks.images import read_image
+from medseqft_kit.tasks.nifti import read_label
 from medseqft_kit.tasks.statistics import spacing_statistics
 from medseqft_kit.tasks.types import IGNORE, Case, Task
 from medseqft_kit.volumes.intensity import normalise

@@ -18,7 +18,7 @@ from typing import Any
 
 from medseqft_kit.errors import DataError
 from medseqft_kit.progress import Progress, silent
-from medseqft_kit.tasks.fingerprint import file_hash
+from medseqft_kit.tasks.fingerprint import file_hash, image_hash
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.volumes.entry import FORMAT, UNFINISHED, is_whole, open_entry, write_entry
 from medseqft_kit.volumes.estimate import estimate, require_room
@@ -115,7 +115,7 @@ def _settings(task: Task, case: Case, preprocessing: Preprocessing) -> dict[str,
     """Everything that an entry's bytes depend on."""
     settings: dict[str, Any] = {
         "format": FORMAT,
-        "images": [file_hash(path) for path in case.images],
+        "images": [image_hash(path) for path in case.images],
         "channels": list(task.channels),
         "spacing": preprocessing.spacing and [float(size) for size in preprocessing.spacing],
         "window": preprocessing.window and [float(edge) for edge in preprocessing.window],
