@@ -84,12 +84,13 @@ def is_nifti_name(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """File name without its NIfTI ending.
+    """File name without its NIfTI or DICOM ending; a folder's own name, also where it is called ``.``.
 
-    >>> stem(Path("imagesTr/liver_0.nii.gz"))
-    'liver_0'
+    >>> stem(Path("imagesTr/liver_0.nii.gz")), stem(Path("scan/IM0001.dcm"))
+    ('liver_0', 'IM0001')
     """
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    name = path.name if path.name.strip(".") else path.resolve().name
+    return name.removesuffix(".dcm") if name.endswith(".dcm") else name.removesuffix(".gz").removesuffix(".nii")
 
 
 @contextmanager
