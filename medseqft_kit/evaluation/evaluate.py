@@ -16,7 +16,8 @@ from medseqft_kit.evaluation.metrics import score_case
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.progress import Progress, silent
-from medseqft_kit.tasks.nifti import read_label, write_labels
+from medseqft_kit.tasks.labels import read_classes
+from medseqft_kit.tasks.nifti import write_labels
 from medseqft_kit.tasks.types import IGNORE, Task
 from medseqft_kit.volumes.store import TaskVolumes
 from medseqft_kit.volumes.types import Volume
@@ -55,7 +56,8 @@ def evaluate(
     Returns
     -------
     list of CaseRow
-        One for each case and structure that is present or predicted, cases in the given order.
+        One for each case and structure that is present or predicted, cases in the given order; none for a structure
+        that the case's label was not drawn for.
 
     Raises
     ------
@@ -66,13 +68,15 @@ def evaluate(
     classify = _classifier(model, task.name, precision)
     label = f"{task.name}: testing the {predictor} model"
     for done, case in enumerate(cases, start=1):
-        truth = _truth(task, case)
+        truth, unknown = read_classes(task, task.case(case))
         volume = volumes.volume(case)
         classes = classify(volume)
         if predictions is not None:
             write_labels(predictions / f"{case}.nii.gz", task.to_values(classes), volume.original.affine)
         scores = score_case(classes, truth, volume.original.spacing, task.structures, nsd_tolerance_mm)
-        rows += [CaseRow(seed, stage, task.name, predictor, case, **asdict(score)) for score in scores]
+        unjudged = {list(task.structures)[index - 1] for index in unknown}
+        judged = (score for score in scores if score.label not in unjudged)
+        rows += [CaseRow(seed, stage, task.name, predictor, case, **asdict(score)) for score in judged]
         progress(label, done, len(cases))
     return rows
 
@@ -121,10 +125,3 @@ def _dice(classes: UInt8[np.ndarray, "d h w"], truth: UInt8[np.ndarray, "d h w"]
         for values in (classes[counted], truth[counted], truth[counted & (classes == truth)])
     )
     return {int(k): float(2 * both[k] / (found[k] + present[k])) for k in np.flatnonzero(present) if k > 0}
-
-
-def _truth(task: Task, case: str) -> UInt8[np.ndarray, "x y z"]:
-    path = task.case(case).label
-    if path is None:
-        raise DataError(f"{task.name}, case {case}: there is no label to compare with.", expected="a labelled case")
-    return task.to_classes(read_label(path)[0])

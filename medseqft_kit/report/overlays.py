@@ -17,8 +17,8 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from medseqft_kit.errors import DataError, MedSeqFTError
 from medseqft_kit.report.load import Number, RunRecord, StageRecord
 from medseqft_kit.tasks.images import read_image
+from medseqft_kit.tasks.labels import read_label
 from medseqft_kit.tasks.layouts import load_task
-from medseqft_kit.tasks.nifti import read_label
 from medseqft_kit.tasks.types import IGNORE, Case, Task
 
 MOST_CASES = 6

@@ -12,6 +12,7 @@ import numpy as np
 from medseqft_kit.tasks.facts import CaseFacts
 from medseqft_kit.tasks.findings import Finding, Severity, finding
 from medseqft_kit.tasks.headers import is_nifti_name, stem
+from medseqft_kit.tasks.labels import label_files
 from medseqft_kit.tasks.types import Task
 
 UNUSUAL_RATIO = 3.0
@@ -85,10 +86,10 @@ def stray_files(task: Task) -> Iterator[Finding]:
     Half a pair is an error; a pair that the data set's list leaves out is a warning.
     """
     cases = (*task.cases, *task.unlabelled)
-    used = {path for case in cases for path in (*case.images, *((case.label,) if case.label is not None else ()))}
+    used = {path for case in cases for path in (*case.images, *(label_files(case.label) if case.label else ()))}
     stray: dict[str, list[Path]] = defaultdict(list)
     for folder in ("imagesTr", "labelsTr"):
-        if task.layout != "folder" and (task.root / folder).is_dir():
+        if task.layout in ("msd", "nnunet") and (task.root / folder).is_dir():
             for path in sorted((task.root / folder).iterdir()):
                 if is_nifti_name(path) and path not in used:
                     stray[stem(path)].append(path)
@@ -105,6 +106,22 @@ def stray_files(task: Task) -> Iterator[Finding]:
             else f"<case>_0000 … _{len(task.channels) - 1:04d} for each case",
             next_step="add what is missing, or remove the file",
             severity=severity,
+        )
+
+
+def apple_doubles(task: Task) -> Iterator[Finding]:
+    """Files ``._*`` that macOS puts into archives: skipped here, taken for images by other tools. A warning."""
+    files = sorted(task.root.rglob("._*"))
+    if files:
+        yield finding(
+            task,
+            "",
+            files[0],
+            "AppleDouble files",
+            found=f"{len(files)} files named ._…",
+            expected="none",
+            next_step="delete them: find . -name '._*' -delete",
+            severity="warning",
         )
 
 

@@ -12,7 +12,7 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.tasks import across, contents, geometry
 from medseqft_kit.tasks.facts import CaseFacts, gather
 from medseqft_kit.tasks.findings import CheckReport, Finding
-from medseqft_kit.tasks.layouts import detect_task
+from medseqft_kit.tasks.layouts import defects_known_of, detect_task
 from medseqft_kit.tasks.types import Task
 
 __all__ = ["CASE_CHECKS", "CheckReport", "Finding", "check_task"]
@@ -26,9 +26,12 @@ CASE_CHECKS: tuple[Callable[[Task, CaseFacts], Iterator[Finding]], ...] = (
     geometry.header_agrees_with_itself,
     geometry.slices_are_not_tilted,
     contents.values_are_finite,
+    contents.intensities_are_plausible,
     contents.labels_are_integers,
     contents.labels_are_declared,
     contents.labels_are_not_empty,
+    contents.labels_are_no_images,
+    defects_known_of,
 )
 
 
@@ -66,6 +69,7 @@ def _check(task: Task, progress: Progress) -> CheckReport:
         seen += across.remember(facts)
     progress(f"checking {task.name}", len(cases), len(cases))
     findings += across.stray_files(task)
+    findings += across.apple_doubles(task)
     findings += across.duplicate_images(task, seen)
     findings += across.unusual_spacing(task, seen)
     if not cases:

@@ -23,12 +23,19 @@ VOXEL_SIZE_TOLERANCE_MM = 1e-3
 """Between the affine's voxel size and `pixdim`; readers that trust one or the other disagree beyond it."""
 SHEAR_TOLERANCE = 1e-4
 """Largest cosine between two axes. ITK refuses directions that are not orthonormal from here on."""
+PLAUSIBLE_HU = (-4096.0, 32767.0)
+"""CT values: twelve bits below zero, where scanners pad, and what sixteen bits hold above, where metal lies."""
 
 
 def corner_distance(first: HeaderFacts, second: Float[np.ndarray, "4 4"]) -> float:
     """Largest distance, mm, between where two affines put the outer corners of the first header's grid."""
     corners = np.array([(*corner, 1.0) for corner in product(*((-0.5, n - 0.5) for n in first.grid))])
     return float(np.linalg.norm(((first.affine - second) @ corners.T)[:3], axis=0).max())
+
+
+def same_grid(first: HeaderFacts, second: HeaderFacts) -> bool:
+    """Whether two volumes have the same shape, and corners within :data:`CORNER_TOLERANCE_MM`."""
+    return first.grid == second.grid and corner_distance(first, second.affine) <= CORNER_TOLERANCE_MM
 
 
 def describe(header: HeaderFacts) -> str:
@@ -55,8 +62,9 @@ def spacing_is_positive(task: Task, facts: CaseFacts) -> Iterator[Finding]:
 
 def dimensions_fit(task: Task, facts: CaseFacts) -> Iterator[Finding]:
     """Images with another number of channels than declared; labels that are not 3-D."""
-    count, files = len(task.channels), len(facts.case.images)
-    wanted = f"{count} channel{'s' * (count > 1)} ({', '.join(task.channels)})"
+    channels = facts.case.channels or task.channels
+    count, files = len(channels), len(facts.case.images)
+    wanted = f"{count} channel{'s' * (count > 1)} ({', '.join(channels)})"
     if files not in (1, count):
         yield finding(
             task,
@@ -79,16 +87,17 @@ def dimensions_fit(task: Task, facts: CaseFacts) -> Iterator[Finding]:
                 expected=wanted if files == 1 else "one channel in each file",
                 next_step="split the file by its last axis, or declare its channels in dataset.json",
             )
-    if facts.label is not None and len(facts.label.header.shape) != 3:
-        yield finding(
-            task,
-            facts.case.id,
-            facts.label.header.path,
-            f"{len(facts.label.header.shape)}-D label",
-            found=f"shape {facts.label.header.shape}",
-            expected="3-D",
-            next_step="merge the label's channels into one map of values",
-        )
+    for label in facts.labels:
+        if len(label.header.shape) != 3:
+            yield finding(
+                task,
+                facts.case.id,
+                label.header.path,
+                f"{len(label.header.shape)}-D label",
+                found=f"shape {label.header.shape}",
+                expected="3-D",
+                next_step="merge the label's channels into one map of values",
+            )
 
 
 def grids_agree(task: Task, facts: CaseFacts) -> Iterator[Finding]:
@@ -122,8 +131,8 @@ def grids_agree(task: Task, facts: CaseFacts) -> Iterator[Finding]:
 
 
 def header_agrees_with_itself(task: Task, facts: CaseFacts) -> Iterator[Finding]:
-    """Headers that different software would place differently: warnings."""
-    for volume in facts.volumes:
+    """Headers that different software would place differently: warnings. Of several masks the first speaks for all."""
+    for volume in (*facts.images, *facts.labels[:1]):
         header = volume.header
         for problem, found, expected in _disagreements(header):
             yield finding(
@@ -141,7 +150,7 @@ def header_agrees_with_itself(task: Task, facts: CaseFacts) -> Iterator[Finding]
 def slices_are_not_tilted(task: Task, facts: CaseFacts) -> Iterator[Finding]:
     """DICOM series whose slices are not at right angles to the table (gantry tilt): warnings."""
     for volume in facts.images:
-        cosine = _largest_cosine(volume.header)
+        cosine = largest_cosine(volume.header)
         if cosine > SHEAR_TOLERANCE and not is_nifti_name(volume.header.path):
             yield finding(
                 task,
@@ -166,12 +175,13 @@ def _disagreements(header: HeaderFacts) -> Iterator[tuple[str, str, str]]:
     if not apart <= VOXEL_SIZE_TOLERANCE_MM:
         found = f"affine {_row(header.spacing)} mm, pixdim {_row(header.pixdim)} mm"
         yield "affine and pixdim differ", found, f"equal within {VOXEL_SIZE_TOLERANCE_MM:g} mm"
-    cosine = _largest_cosine(header)
+    cosine = largest_cosine(header)
     if cosine > SHEAR_TOLERANCE and is_nifti_name(header.path):
         yield "sheared axes", f"cosine {cosine:.4g} between two axes", f"at most {SHEAR_TOLERANCE:g}"
 
 
-def _largest_cosine(header: HeaderFacts) -> float:
+def largest_cosine(header: HeaderFacts) -> float:
+    """Of the angle between any two axes of the array; 0 where an axis has no length."""
     if not min(header.spacing) > 0:
         return 0.0
     directions = header.affine[:3, :3] / np.array(header.spacing)

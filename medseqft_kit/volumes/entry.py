@@ -4,7 +4,7 @@ KEY/
     image.npy         (C, D, H, W) float16
     label.npy         (D, H, W) uint8, absent where unlabelled
     foreground.npz    for each class, flat voxel indices
-    meta.json         grid, original geometry, air, settings, and a checksum of each file
+    meta.json         grid, original geometry, air, classes not drawn, settings, and a checksum of each file
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def write_entry(folder: Path, volume: Volume, settings: Mapping[str, Any]) -> No
         "settings": dict(settings),
         "files": {path.name: file_hash(path) for path in sorted(unfinished.iterdir())},
     }
+    if volume.unknown:
+        meta["unknown"] = list(volume.unknown)
     write_json(unfinished / "meta.json", meta)
     if folder.exists():
         shutil.rmtree(folder)
@@ -88,7 +90,8 @@ def open_entry(folder: Path, case: str) -> Volume:
         with np.load(folder / "foreground.npz") as archive:
             foreground = {int(index): archive[index] for index in archive.files}
         grid, original = _geometry_from_json(meta["grid"]), _geometry_from_json(meta["original"])
-        return Volume(case, image, label, grid, original, foreground, tuple(meta["air"]))
+        unknown = tuple(meta.get("unknown", ()))
+        return Volume(case, image, label, grid, original, foreground, tuple(meta["air"]), unknown)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
         raise DataError(
             f"the preprocessed volume of case {case} is missing or damaged.",

@@ -13,7 +13,7 @@ from monai.transforms.spatial.array import Orientation, Spacing
 
 from medseqft_kit.errors import ConfigError, DataError, GeometryMismatch
 from medseqft_kit.tasks.images import read_image
-from medseqft_kit.tasks.nifti import read_label
+from medseqft_kit.tasks.labels import label_files, read_classes
 from medseqft_kit.tasks.statistics import spacing_statistics
 from medseqft_kit.tasks.types import IGNORE, Case, Task
 from medseqft_kit.volumes.intensity import normalise
@@ -100,18 +100,19 @@ def preprocess(task: Task, case: Case, preprocessing: Preprocessing) -> Volume:
         If a channel or the label has another shape than the first channel.
     """
     image, affine = _read_channels(task, case)
-    label = None
+    label: UInt8[np.ndarray, "x y z"] | None = None
+    unknown: tuple[int, ...] = ()
     if case.label is not None:
-        values, _ = read_label(case.label)
-        if values.shape != image.shape[1:]:
+        label, unknown = read_classes(task, case)
+        if label.shape != image.shape[1:]:
             raise GeometryMismatch(
                 f"{task.name}, case {case.id}: image and label are on different grids.",
-                found=f"label {case.label} {values.shape}",
+                found=f"label {label_files(case.label)[0]} {label.shape}",
                 expected=f"image {case.images[0]} {image.shape[1:]}",
                 next_step=f"medseqft check {task.root}",
             )
-        label = task.to_classes(values)
-    return preprocess_array(image, affine, task.channels, preprocessing, label=label, case=case.id)
+    volume = preprocess_array(image, affine, task.channels, preprocessing, label=label, case=case.id)
+    return replace(volume, unknown=unknown)
 
 
 def preprocess_array(

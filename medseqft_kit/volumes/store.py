@@ -18,7 +18,7 @@ from typing import Any
 
 from medseqft_kit.errors import DataError
 from medseqft_kit.progress import Progress, silent
-from medseqft_kit.tasks.fingerprint import file_hash, image_hash
+from medseqft_kit.tasks.fingerprint import image_hash, label_hash
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.volumes.entry import FORMAT, UNFINISHED, is_whole, open_entry, write_entry
 from medseqft_kit.volumes.estimate import estimate, require_room
@@ -122,7 +122,9 @@ def _settings(task: Task, case: Case, preprocessing: Preprocessing) -> dict[str,
     }
     if case.label is not None:
         rule = [list(values) for values in task.structures.values()]
-        settings |= {"label": file_hash(case.label), "structures": rule, "ignore": task.ignore}
+        settings |= {"label": label_hash(case.label), "structures": rule, "ignore": task.ignore}
+        if case.annotated is not None:
+            settings["annotated"] = "present" if case.annotated == "present" else sorted(case.annotated)
     return settings
 
 

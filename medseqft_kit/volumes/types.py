@@ -45,6 +45,8 @@ class Volume:
         Class index to flat voxel indices (int64, at most 10,000, evenly spaced) where that class lies.
     air
         Smallest value of each channel: what a crop that reaches over the border is padded with.
+    unknown
+        Foreground classes that the label was not drawn for: where it says background, they may be.
     """
 
     case: str
@@ -54,3 +56,4 @@ class Volume:
     original: Geometry
     foreground: Mapping[int, np.ndarray]
     air: tuple[float, ...]
+    unknown: tuple[int, ...] = ()

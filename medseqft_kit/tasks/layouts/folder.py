@@ -15,14 +15,18 @@ from pathlib import Path
 
 from medseqft_kit.tasks.dataset_json import FILE, sorted_cases
 from medseqft_kit.tasks.headers import is_nifti_name, stem
+from medseqft_kit.tasks.layouts import lits
+from medseqft_kit.tasks.layouts.known import KnownDefect
 from medseqft_kit.tasks.types import Case, Task
 
 LOOKS_FOR = "NIfTI files in the folder itself (images without labels)"
+KNOWN_DEFECTS: tuple[KnownDefect, ...] = ()
 
 
 def matches(folder: Path) -> bool:
-    """Whether NIfTI files lie in the folder itself, without a dataset.json."""
-    return not (folder / FILE).exists() and any(map(is_nifti_name, folder.iterdir()))
+    """Whether NIfTI files lie in the folder itself, without a dataset.json and without the labels of LiTS."""
+    described = (folder / FILE).exists() or lits.matches(folder)
+    return not described and any(map(is_nifti_name, folder.iterdir()))
 
 
 def read(folder: Path, name: str) -> Task:

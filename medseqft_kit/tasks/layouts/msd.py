@@ -6,10 +6,10 @@
       dataset.json
       imagesTr/<case>.nii.gz   labelsTr/<case>.nii.gz   imagesTs/<case>.nii.gz
 
-Image and label share their name; several channels are the fourth axis of the image. ``training`` lists pairs and may be
-missing; ``test`` and ``unlabelled`` list images without labels, as text or ``{"image": …}``. Keys of ``labels`` and
-``modality`` are numbers in text. Simpson et al. 2019 (arXiv 1902.09063), Antonelli et al. 2022
-(doi 10.1038/s41467-022-30695-9); the ten data sets are CC BY-SA 4.0, others in this layout state their own licence.
+Image and label share their name; several channels are the fourth axis of the image. ``training`` lists pairs and may
+be missing; ``test`` and ``unlabelled`` list images without labels, as text or ``{"image": …}``. Keys of ``labels``
+and ``modality`` are numbers in text. Simpson et al. 2019 (arXiv 1902.09063), Antonelli et al. 2022 (doi
+10.1038/s41467-022-30695-9); the ten data sets are CC BY-SA 4.0, others in this layout state their own licence.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from medseqft_kit.tasks.dataset_json import (
 )
 from medseqft_kit.tasks.folds import read_folds
 from medseqft_kit.tasks.headers import ENDINGS, stem
+from medseqft_kit.tasks.layouts import amos22
+from medseqft_kit.tasks.layouts.known import KnownDefect
 from medseqft_kit.tasks.types import Case, Task
 
 LOOKS_FOR = f"{FILE} with `modality` (Medical Segmentation Decathlon)"
+KNOWN_DEFECTS: tuple[KnownDefect, ...] = ()
 
 
 def matches(folder: Path) -> bool:
-    """Whether dataset.json describes channels by ``modality``."""
-    return (folder / FILE).is_file() and "modality" in load_dataset_json(folder)
+    """Whether dataset.json describes channels by ``modality``, and the data set is not AMOS22, which holds two."""
+    return (folder / FILE).is_file() and "modality" in load_dataset_json(folder) and not amos22.matches(folder)
 
 
 def read(folder: Path, name: str) -> Task:

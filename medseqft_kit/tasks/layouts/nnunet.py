@@ -33,9 +33,11 @@ from medseqft_kit.tasks.dataset_json import (
 )
 from medseqft_kit.tasks.folds import read_folds
 from medseqft_kit.tasks.headers import ENDINGS
+from medseqft_kit.tasks.layouts.known import KnownDefect
 from medseqft_kit.tasks.types import Case, Task
 
 LOOKS_FOR = f"{FILE} with `channel_names` (nnU-Net v2)"
+KNOWN_DEFECTS: tuple[KnownDefect, ...] = ()
 
 
 def matches(folder: Path) -> bool:
