@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medseqft_kit.evaluation.options import PredictionOptions as PredictionOptions
+    from medseqft_kit.evaluation.predict import ensemble as ensemble
     from medseqft_kit.evaluation.predict import predict as predict
     from medseqft_kit.models.foundation import FoundationModel as FoundationModel
     from medseqft_kit.models.foundation import load_foundation as load_foundation
@@ -27,10 +29,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FoundationModel": "models.foundation",
+    "PredictionOptions": "evaluation.options",
     "Preprocessing": "volumes.preprocess",
     "Rules": "selection.race",
     "Sequence": "tuning.sequence",
     "check_task": "tasks.check",
+    "ensemble": "evaluation.predict",
     "load_foundation": "models.foundation",
     "load_task": "tasks.layouts",
     "predict": "evaluation.predict",
@@ -42,11 +46,13 @@ _HOMES = {
 
 __all__ = [
     "FoundationModel",
+    "PredictionOptions",
     "Preprocessing",
     "Rules",
     "Sequence",
     "__version__",
     "check_task",
+    "ensemble",
     "load_foundation",
     "load_task",
     "predict",

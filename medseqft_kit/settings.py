@@ -147,6 +147,17 @@ class Augment(Section):
     )
 
 
+class Predict(Section):
+    """What is done when a finished model predicts, in the run's own evaluation and by `predict`; all of it is off."""
+
+    flips: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
+        (), description="axes of test-time flips (0 left-right, 1 back-front, 2 down-up): 2ⁿ predictions averaged"
+    )
+    largest_component: tuple[str, ...] = Field(
+        (), description="structures of which the largest connected component alone is kept"
+    )
+
+
 class Compute(Section):
     """Where and how fast; pinned in the manifest, since equal bits rest on it."""
 
@@ -168,5 +179,6 @@ class Settings(Section):
     budget: Budget = Budget()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
+    predict: Predict = Predict()
     compute: Compute = Compute()
     seed: int = Field(0, description="initialisation, sampling, augmentation, and which cases `train_cases` keeps")

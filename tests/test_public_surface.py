@@ -65,12 +65,16 @@ def _save(given: dict[str, Any], out: Path) -> None:
 CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "FoundationModel": lambda given, out: mk.FoundationModel.build(size="tiny", patch=(8, 8, 8)),
     "Rules": lambda given, out: mk.Rules(method="approximate", max_draws=64),
+    "PredictionOptions": lambda given, out: mk.PredictionOptions(flips=(0,)),
     "Preprocessing": lambda given, out: mk.Preprocessing(spacing=(1.0, 1.0, 1.0)),
     "Sequence": _add,
     "check_task": lambda given, out: mk.check_task(given["task"]),
+    "ensemble": lambda given, out: mk.ensemble([given["predictor"], given["predictor"]]),
     "load_foundation": lambda given, out: mk.load_foundation(given["weights"]),
     "load_task": lambda given, out: mk.load_task(given["task"].root),
-    "predict": lambda given, out: mk.predict(given["predictor"], given["image"], np.eye(4)),
+    "predict": lambda given, out: mk.predict(
+        given["predictor"], given["image"], np.eye(4), mk.PredictionOptions((0,), tuple(given["task"].structures))
+    ),
     "save_foundation": _save,
     "score_volumes": lambda given, out: mk.score_volumes(
         given["model"], given["task"], 1, rules=mk.Rules(max_draws=16), store=out, journal=out / "draws"

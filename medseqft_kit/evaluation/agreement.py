@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from medseqft_kit.evaluation.inference import predict_classes, predict_logits
+from medseqft_kit.evaluation.inference import predict_logits
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.volumes.types import Volume
@@ -94,8 +94,8 @@ def merged_for(
     return mixed(foundation, adapted, task, agreement(p, q))
 
 
-def predict_classes_merged(
+def predict_logits_merged(
     foundation: FoundationModel, adapted: FoundationModel, task: str, volume: Volume, precision: Precision
-) -> UInt8[np.ndarray, "x y z"]:
-    """Class indices on the grid of the original image, as :func:`merged_for` this volume sees them."""
-    return predict_classes(merged_for(foundation, adapted, task, volume, precision), task, volume, precision)
+) -> Float[Tensor, "k d h w"]:
+    """Class logits on the preprocessed grid, as :func:`merged_for` this volume gives them."""
+    return predict_logits(merged_for(foundation, adapted, task, volume, precision), task, volume, precision)

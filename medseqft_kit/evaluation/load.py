@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseqft_kit.errors import ModelError, RunError
+from medseqft_kit.evaluation.options import PredictionOptions
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.models.precision import resolve_precision
@@ -19,7 +20,7 @@ Which = Literal["adapted", "merged", "agreement"]
 
 
 def load_predictor(run: str | Path, task: str, which: Which = "adapted") -> Predictor:
-    """The model that a run made for `task`, ready to predict; nothing but the run folder is read.
+    """The model that a run made for `task`, ready to predict as the run did; nothing but the run folder is read.
 
     Parameters
     ----------
@@ -51,7 +52,9 @@ def load_predictor(run: str | Path, task: str, which: Which = "adapted") -> Pred
     entry = manifest["tasks"][task]
     settings = {name: None if value is None else tuple(value) for name, value in entry["preprocessing"].items()}
     foundation = _placed(load_foundation(Path(run) / "foundation.safetensors")) if which == "agreement" else None
-    return Predictor(_placed(model), _header(task, entry), Preprocessing(**settings), foundation)
+    header, chosen = _header(task, entry), manifest.get("config", {}).get("predict", {})
+    options = PredictionOptions(tuple(chosen.get("flips", ())), tuple(chosen.get("largest_component", ()))).of(header)
+    return Predictor(_placed(model), header, Preprocessing(**settings), foundation, options)
 
 
 def _placed(model: FoundationModel) -> FoundationModel:

@@ -54,6 +54,7 @@ def of_evaluation(weights: list[str], task: PreparedTask, predictor: str, settin
         "structures": {name: list(values) for name, values in task.plan.task.structures.items()},
         "cases": _entries(task.volumes.entries(task.cases.test)),
         "nsd_tolerance_mm": task.plan.nsd_tolerance_mm,
+        "predict": settings.predict.model_dump(mode="json"),
         **_common(settings),
     }
 

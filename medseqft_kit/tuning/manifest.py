@@ -84,7 +84,8 @@ def refuse_other_settings(folder: RunFolder, settings: Settings) -> None:
             return {prefix: value}
         return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}").items()}
 
-    before, now = flat(folder.manifest["config"]), flat(settings.model_dump(mode="json"))
+    defaults = flat(Settings().model_dump(mode="json"))  # of keys that are younger than the run
+    before, now = defaults | flat(folder.manifest["config"]), flat(settings.model_dump(mode="json"))
     differing = [
         key
         for key in sorted({*before, *now})

@@ -16,6 +16,7 @@ from medseqft_kernels.dispatch import pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.evaluation.cases import read_cases
 from medseqft_kit.evaluation.load import Which, load_predictor
+from medseqft_kit.evaluation.options import PredictionOptions, refuse_unknown_structures
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.models.foundation import (
     FoundationModel,
@@ -114,6 +115,9 @@ class Sequence:
 
     def _create(self, plans: list[TaskPlan], others: list[TaskPlan]) -> list[TaskPlan]:
         build_strategy(self.settings.strategy)
+        options = PredictionOptions(**self.settings.predict.model_dump())
+        structures = [structure for plan in (*plans, *others) for structure in plan.task.structures]
+        refuse_unknown_structures(options.largest_component, structures)
         check_data(plans)
         plans = [resolved(plan) for plan in plans]
         precision = resolve_precision(self.settings.compute.precision, self.settings.compute.device)
@@ -176,10 +180,15 @@ class Run:
         done = [i for i, stage in enumerate(folder.stages) if stage["done"]]
         return pd.concat([read_cases(folder.stage_folder(i) / "cases.csv") for i in done], ignore_index=True)
 
+    @property
+    def headline(self) -> Which:
+        """Which model predicts unless said otherwise: `strategy.predictor`."""
+        which: Which = RunFolder.open(self.path).manifest["config"]["strategy"]["predictor"]
+        return which
+
     def model(self, task: str, which: Which | None = None) -> Predictor:
         """What predicts one task: M'_t, M_t or M_0 mixed with M'_t; `strategy.predictor` unless said otherwise."""
-        manifest = RunFolder.open(self.path).manifest
-        return load_predictor(self.path, task, which or manifest["config"]["strategy"]["predictor"])
+        return load_predictor(self.path, task, which or self.headline)
 
     def report(self) -> Path:
         """Write `report.html` and return its path."""

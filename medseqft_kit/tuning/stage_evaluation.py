@@ -8,14 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medseqft_kit.evaluation.agreement import predict_classes_merged
+from torch import Tensor
+
+from medseqft_kit.evaluation.agreement import predict_logits_merged
 from medseqft_kit.evaluation.cases import CaseRow
 from medseqft_kit.evaluation.evaluate import Classifier, evaluate
+from medseqft_kit.evaluation.inference import predict_logits
+from medseqft_kit.evaluation.options import PredictionOptions
+from medseqft_kit.evaluation.segment import segment
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.runs.atomic import write_json
+from medseqft_kit.tasks.types import Task
 from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.ingredients import Ingredients, of_evaluation, tensors_hash
 from medseqft_kit.tuning.sources import PreparedTask
+from medseqft_kit.volumes.types import Volume
 
 
 def evaluate_stage(context: Context, index: int, models: Mapping[str, FoundationModel]) -> list[CaseRow]:
@@ -44,7 +51,7 @@ def _scores(
 
     def make() -> list[str]:
         rows = evaluate(
-            _mixing(context, model, name) if predictor == "agreement" else model,
+            _classifier(context, task.plan.task, predictor, model),
             task.plan.task,
             task.volumes,
             task.cases.test,
@@ -69,6 +76,13 @@ def _scores(
     return json.loads(record.read_text(encoding="utf-8"))["rows"]
 
 
-def _mixing(context: Context, adapted: FoundationModel, task: str) -> Classifier:
-    """M_0 and M'_t mixed for each case by how far they agree."""
-    return lambda volume: predict_classes_merged(context.foundation, adapted, task, volume, context.precision)
+def _classifier(context: Context, task: Task, predictor: str, model: FoundationModel) -> Classifier:
+    """How a predictor segments a test case, with the run's options; `agreement` mixes M_0 and M'_t for each case."""
+    options = PredictionOptions(**context.settings.predict.model_dump()).of(task)
+
+    def logits(volume: Volume) -> Tensor:
+        if predictor == "agreement":
+            return predict_logits_merged(context.foundation, model, task.name, volume, context.precision)
+        return predict_logits(model, task.name, volume, context.precision)
+
+    return lambda volume: segment([logits], volume, task, options).classes

@@ -15,7 +15,7 @@ from medseqft_kit.evaluation.agreement import (
     divergence,
     merged_for,
     mixed,
-    predict_classes_merged,
+    predict_logits_merged,
 )
 from medseqft_kit.evaluation.evaluate import evaluate
 from medseqft_kit.evaluation.inference import predict_classes, predict_logits
@@ -24,6 +24,7 @@ from medseqft_kit.evaluation.predict import Predictor, predict
 from medseqft_kit.models.foundation import FoundationModel, save_foundation
 from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.volumes.preprocess import Preprocessing
+from medseqft_kit.volumes.restore import restore_logits
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_it_is_predicting_with_the_explicitly_mixed_model_case_by_case(pair, vol
         q = predict_logits(end, "organs", volume, fp32).softmax(0)
         coefficients.append(agreement(p, q))
         by_hand = predict_classes(mixed(start, end, "organs", coefficients[-1]), "organs", volume, fp32)
-        found = predict_classes_merged(start, end, "organs", volume, fp32)
+        found = restore_logits(predict_logits_merged(start, end, "organs", volume, fp32), volume)
         np.testing.assert_array_equal(found, by_hand)
         assert found.shape == volume.original.shape
     assert coefficients[0] != coefficients[1]
@@ -149,7 +150,7 @@ def test_it_is_evaluated_as_one_more_predictor(pair, scene, volumes, fp32):
 
 
 def _merged(pair, precision, volume):
-    return predict_classes_merged(*pair, "organs", volume, precision)
+    return restore_logits(predict_logits_merged(*pair, "organs", volume, precision), volume)
 
 
 def test_a_run_folder_gives_the_same_predictor(pair, scene, volumes, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,21 @@ def predict(
     task: Annotated[str | None, typer.Option(help="Which task; needed where the run has several.")] = None,
     which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Mix M_0 and M'_t for each image, by agreement.")] = False,
+    others: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="RUN", help="Average with this run's model too; repeatable.")
+    ] = None,
+    flips: Annotated[str | None, typer.Option(help="Average over flips along axes (RAS), such as 0,1,2.")] = None,
+    largest_component: Annotated[
+        str | None, typer.Option(metavar="STRUCTURE,…", help="Keep the largest connected component alone of these.")
+    ] = None,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write the predictive entropy, 0…1, too.")] = False,
 ) -> None:
     """Segment images; each result is a NIfTI in the image's own geometry with the data set's label values."""
     from medseqft_kit.errors import ConfigError
     from medseqft_kit.evaluation.load import load_predictor
-    from medseqft_kit.evaluation.predict import examinations, write_predictions
+    from medseqft_kit.evaluation.options import changed_options
+    from medseqft_kit.evaluation.predict import ensemble, examinations, write_predictions
+    from medseqft_kit.evaluation.record import read_record, record_predictions
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tuning.sequence import Run
 
@@ -34,11 +45,17 @@ def predict(
         raise ConfigError(
             "--merge is a predictor of its own.", found=f"--which {which} --merge", expected="one of the two"
         )
-    name = task or tasks[0]
-    predictor = load_predictor(run, name, "agreement") if merge else Run(run).model(name, which)  # type: ignore[arg-type]
+    name, runs = task or tasks[0], [run, *(others or [])]
+    models = [{"run": str(each), "which": "agreement" if merge else which or Run(each).headline} for each in runs]
+    members = [load_predictor(model["run"], name, model["which"]) for model in models]  # type: ignore[arg-type]
+    predictor = ensemble(members)
+    options = changed_options(predictor.options, flips, largest_component, uncertainty)
+    predictor = replace(predictor, options=options)
+    read_record(out)
     with rich_progress() as progress:
         groups = examinations(images, len(predictor.task.channels))
         written = write_predictions(predictor, groups, out, progress)
+    record_predictions(out, written, predictor, models)
     for path in written:
         typer.echo(path)
 
