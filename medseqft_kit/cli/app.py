@@ -17,6 +17,7 @@ app = typer.Typer(
 COMMANDS = (
     tuning.demo,
     data.phantoms,
+    data.fetch,
     data.check,
     tuning.pretrain,
     tuning.run,

@@ -16,9 +16,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 from medseqft_kit.errors import ConfigError, DataError
+from medseqft_kit.tasks.check import check_task
 from medseqft_kit.tasks.dicom.series import find_series, series_at
 from medseqft_kit.tasks.fingerprint import image_hash
 from medseqft_kit.tasks.images import read_header, read_image, read_values
+from medseqft_kit.tasks.layouts import detect_task, load_task
+from medseqft_kit.tasks.statistics import spacing_statistics
 
 Write = Callable[..., list[Path]]
 OBLIQUE = np.linalg.qr(np.array([[0.9, 0.3, -0.2], [-0.2, 0.8, 0.5], [0.3, -0.4, 0.8]]))[0][:2]
@@ -116,11 +119,15 @@ def test_one_slice_is_as_thick_as_it_says(write_dicom: Write, folder: Path) -> N
         read_header(folder)
 
 
-def test_a_gantry_tilt_is_kept_in_the_affine(write_dicom: Write, folder: Path) -> None:
+def test_a_gantry_tilt_is_kept_in_the_affine_and_said(write_dicom: Write, folder: Path) -> None:
     tilted = np.array([0.0, np.sin(np.radians(12)), np.cos(np.radians(12))])
     write_dicom(folder, STORED, direction=tilted)
     _, affine = read_image(folder)
     np.testing.assert_allclose(affine[:3, 2], 2.5 * tilted * [-1, -1, 1], atol=1e-6)
+    report = check_task(folder)
+    assert [(found.severity, found.problem, found.found) for found in report.findings] == [
+        ("warning", "gantry tilt", "slices 12° off a right angle")
+    ]
 
 
 def test_several_series_are_listed_and_a_file_says_which(write_dicom: Write, folder: Path) -> None:
@@ -241,3 +248,40 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", without_pydicom)
     with pytest.raises(ConfigError, match=r"pip install 'medseqft-kit\[dicom\]'"):
         read_image(folder)
+
+
+def test_a_folder_of_series_is_a_set_of_unlabelled_cases(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder / "p1/thin", STORED)
+    write_dicom(folder / "p2", STORED + 1, Modality="CT", SeriesNumber=1)
+    second = write_dicom(folder / "p2", STORED[:5] + 2, order=[10, 11, 12, 13, 14], SeriesNumber=2)
+    task = load_task(folder)
+    assert (task.layout, task.channels, task.cases) == ("dicom", ("CT",), ())
+    assert [case.id for case in task.unlabelled] == ["p1_thin", "p2_series001", "p2_series002"]
+    assert task.unlabelled[2].images == (second[0],)
+    assert spacing_statistics(task).median == pytest.approx((0.6, 0.8, 2.5))
+    report = check_task(folder)
+    assert (report.cases, report.findings) == (3, ())
+
+
+def test_a_check_names_the_gap_of_one_series_and_reads_the_others(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder / "whole", STORED)
+    write_dicom(folder / "gap", STORED + 1)[2].unlink()
+    (found,) = check_task(folder).findings
+    assert (found.severity, found.case) == ("error", "gap")
+    assert "1 of its slices is missing" in found.problem
+    assert found.found == "5 mm between IM0001.dcm and IM0003.dcm"
+
+
+def test_several_modalities_in_a_folder_need_a_choice(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder / "ct", STORED)
+    write_dicom(folder / "pet", STORED + 1, Modality="PT")
+    assert check_task(folder).ok
+    with pytest.raises(ConfigError, match="CT and PET"):
+        load_task(folder)
+    assert [case.id for case in load_task(folder, modality="PET").unlabelled] == ["pet"]
+
+
+def test_a_folder_with_other_data_sets_is_not_taken_for_dicom(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder / "sub", STORED)
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), folder / "a.nii.gz")
+    assert detect_task(folder).layout == "folder"

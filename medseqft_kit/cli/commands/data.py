@@ -1,4 +1,4 @@
-"""Data sets: written, checked."""
+"""Data sets: written, fetched, checked."""
 
 from __future__ import annotations
 
@@ -28,6 +28,27 @@ def phantoms(
         )
     for path in written.values():
         typer.echo(path)
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in docs/data.md, such as Task09_Spleen.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where its folder is put.")] = Path("data"),
+) -> None:
+    """Download a public data set where its licence allows that; else say how to get it, and exit with 3."""
+    from medseqft_kit.progress import rich_progress
+    from medseqft_kit.tasks.fetch import about, find_data_set, instructions
+    from medseqft_kit.tasks.fetch import fetch as fetch_data_set
+
+    data_set = find_data_set(name)
+    if not data_set.url:
+        typer.echo(instructions(data_set))
+        raise typer.Exit(3)
+    typer.echo(about(data_set))
+    if (out / data_set.name).exists():
+        typer.echo(f"{out / data_set.name} is there already; nothing is downloaded.")
+    with rich_progress() as progress:
+        folder = fetch_data_set(data_set, out, progress)
+    typer.echo(f"next: medseqft check {folder}")
 
 
 def check(

@@ -17,6 +17,7 @@ from medseqft_kit.tasks.layouts import (
     btcv,
     chaos,
     covid19_20,
+    dicom,
     flare22,
     flare23,
     kits19,
@@ -62,6 +63,7 @@ LAYOUTS: dict[str, Layout] = {
     "kits23": kits23,
     "lits": lits,
     "totalsegmentator": totalsegmentator,
+    "dicom": dicom,
     "folder": plain_folder,
 }
 
