@@ -10,6 +10,7 @@ import numpy as np
 from medseqft_kit.errors import MedSeqFTError
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.tasks import across, contents, geometry
+from medseqft_kit.tasks.dicom import checks as dicom
 from medseqft_kit.tasks.facts import CaseFacts, gather
 from medseqft_kit.tasks.findings import CheckReport, Finding
 from medseqft_kit.tasks.layouts import defects_known_of, detect_task
@@ -24,7 +25,8 @@ CASE_CHECKS: tuple[Callable[[Task, CaseFacts], Iterator[Finding]], ...] = (
     geometry.dimensions_fit,
     geometry.grids_agree,
     geometry.header_agrees_with_itself,
-    geometry.slices_are_not_tilted,
+    dicom.slices_are_not_tilted,
+    dicom.pet_is_in_suv,
     contents.values_are_finite,
     contents.intensities_are_plausible,
     contents.labels_are_integers,

@@ -147,23 +147,6 @@ def header_agrees_with_itself(task: Task, facts: CaseFacts) -> Iterator[Finding]
             )
 
 
-def slices_are_not_tilted(task: Task, facts: CaseFacts) -> Iterator[Finding]:
-    """DICOM series whose slices are not at right angles to the table (gantry tilt): warnings."""
-    for volume in facts.images:
-        cosine = largest_cosine(volume.header)
-        if cosine > SHEAR_TOLERANCE and not is_nifti_name(volume.header.path):
-            yield finding(
-                task,
-                facts.case.id,
-                volume.header.path,
-                "gantry tilt",
-                found=f"slices {np.degrees(np.arcsin(min(cosine, 1.0))):.3g}° off a right angle",
-                expected="slices at right angles to the line they are stacked along",
-                next_step="nothing, or resample: the tilt is in the affine, and predictions lie on the tilted slices",
-                severity="warning",
-            )
-
-
 def _disagreements(header: HeaderFacts) -> Iterator[tuple[str, str, str]]:
     if header.sform is None and header.qform is None:
         yield "no orientation in the header", "sform and qform codes 0", "one of the two set"
@@ -181,6 +164,7 @@ def _disagreements(header: HeaderFacts) -> Iterator[tuple[str, str, str]]:
 
 
 def largest_cosine(header: HeaderFacts) -> float:
+    """How far the axes are from right angles: 0 for an orthogonal grid."""
     """Of the angle between any two axes of the array; 0 where an axis has no length."""
     if not min(header.spacing) > 0:
         return 0.0

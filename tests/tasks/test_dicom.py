@@ -274,8 +274,9 @@ def test_a_check_names_the_gap_of_one_series_and_reads_the_others(write_dicom: W
 
 def test_several_modalities_in_a_folder_need_a_choice(write_dicom: Write, folder: Path) -> None:
     write_dicom(folder / "ct", STORED)
-    write_dicom(folder / "pet", STORED + 1, Modality="PT")
-    assert check_task(folder).ok
+    write_dicom(folder / "pet", STORED + 1, Modality="PT", Units="BQML")
+    (found,) = check_task(folder).findings
+    assert (found.case, found.problem, found.severity) == ("pet", "PET that is not in SUV", "warning")
     with pytest.raises(ConfigError, match="CT and PET"):
         load_task(folder)
     assert [case.id for case in load_task(folder, modality="PET").unlabelled] == ["pet"]

@@ -13,7 +13,10 @@ from medseqft_kit.cli.commands.arguments import Out, RunArgument
 
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="NIfTI; channels as NAME_0000, NAME_0001 …")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE…", help="NIfTI, or folders of DICOM; channels as NAME_0000, NAME_0001 …"),
+    ],
     out: Out,
     task: Annotated[str | None, typer.Option(help="Which task; needed where the run has several.")] = None,
     which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
@@ -26,9 +29,13 @@ def predict(
         str | None, typer.Option(metavar="STRUCTURE,…", help="Keep the largest connected component alone of these.")
     ] = None,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write the predictive entropy, 0…1, too.")] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Write DICOM SEG too, as NAME_seg.dcm; for DICOM images.")
+    ] = False,
 ) -> None:
     """Segment images; each result is a NIfTI in the image's own geometry with the data set's label values."""
     from medseqft_kit.errors import ConfigError
+    from medseqft_kit.evaluation.dicom_seg import require_dicom, write_dicom_segs
     from medseqft_kit.evaluation.load import load_predictor
     from medseqft_kit.evaluation.options import changed_options
     from medseqft_kit.evaluation.predict import ensemble, examinations, write_predictions
@@ -52,11 +59,14 @@ def predict(
     options = changed_options(predictor.options, flips, largest_component, uncertainty)
     predictor = replace(predictor, options=options)
     read_record(out)
+    groups = examinations(images, len(predictor.task.channels))
+    if dicom_seg:
+        require_dicom(groups)
     with rich_progress() as progress:
-        groups = examinations(images, len(predictor.task.channels))
         written = write_predictions(predictor, groups, out, progress)
+        segs = write_dicom_segs(predictor.task, groups, written, progress) if dicom_seg else []
     record_predictions(out, written, predictor, models)
-    for path in written:
+    for path in (*written, *segs):
         typer.echo(path)
 
 
@@ -76,3 +86,21 @@ def report(
 
     single = (run / "manifest.json").is_file()
     typer.echo(f"report: {write_report(run) if single else write_comparison_report(run)}")
+
+
+def export(
+    run: RunArgument,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A finished task of the run.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="peft|bundle|onnx|torch", help="See docs/exporting.md.")
+    ] = "torch",
+    which: Annotated[str | None, typer.Option(help="adapted (M'_t) or merged (M_t); the run's own choice.")] = None,
+) -> None:
+    """Write a task's model for others to load; what was written is run and compared before it gets its name."""
+    from medseqft_kit.export.write import export as write
+
+    differences = write(run, task, form, out, which)
+    for what, difference in differences.items():
+        typer.echo(f"{what}: {difference:.2g} from the model in the run")
+    typer.echo(out)
