@@ -65,7 +65,15 @@ class TaskSection(Section):
 
     name: str = Field(pattern=TASK_NAME, description="names folders and the head")
     data: DataPath = Field(description="the data set's folder")
+    modality: Literal["CT", "MR", "PET"] | None = Field(
+        None, description="which images, where the data set holds several kinds (AMOS22, CHAOS)"
+    )
     labels: Structures | None = Field(None, description="structure: file values; None: as the data set declares them")
+    annotated: tuple[str, ...] | Literal["present"] | None = Field(
+        None,
+        description="structures that labels were drawn for, or `present`: those that occur in a case's label; others"
+        " are unknown, not background. None: as the data set says, all of them where it says nothing",
+    )
     train_cases: int | None = Field(None, gt=0, description="labelled cases used for training; None: all of them")
     spacing: tuple[float, float, float] | None = Field(None, description="mm; None: the data set's median")
     window: tuple[float, float] | None = Field(None, description="HU or SUV mapped to −1…1; None: by modality")

@@ -17,7 +17,7 @@ from medseqft_kit.selection.choose import choose
 from medseqft_kit.selection.race import Rules
 from medseqft_kit.selection.scoring import score_volumes
 from medseqft_kit.settings import Buffer as BufferSettings
-from medseqft_kit.tasks.layouts import load_task
+from medseqft_kit.tasks.layouts import detect_task
 from medseqft_kit.volumes.preprocess import Preprocessing
 from medseqft_kit.volumes.store import TaskVolumes, prepare
 
@@ -56,7 +56,7 @@ def _told() -> Iterator[tuple[Progress, bool]]:
 
 
 def _volumes(dataset: Path, out: Path, progress: Progress) -> TaskVolumes:
-    task = load_task(dataset)
+    task = detect_task(dataset)
     return prepare(task, Preprocessing(), [case.id for case in task.cases], out / "store", progress=progress)
 
 

@@ -100,7 +100,7 @@ def _load(run: RunRecord, name: str) -> Task:
     root = Path(entry["root"])
     if not root.is_dir():
         raise DataError(f"The data set is not at {root} any more.")
-    return load_task(root, name, entry["structures"])
+    return load_task(root, name, entry["structures"], entry["channels"][0])
 
 
 def _overlay(

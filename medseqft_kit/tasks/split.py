@@ -33,7 +33,8 @@ class SplitSettings:
         Of train, validation and test; they add up to 1. With a fold, the first two share what the fold leaves.
         A side of fraction 0 stays empty.
     group
-        ``"case"``: each case id is a patient; else a regular expression whose first group names the patient.
+        ``"case"``: as the data set says (``Task.patients``), which is each case a patient where it says nothing; else a
+        regular expression whose first group names the patient.
     fold
         Held-out fold: of the task's own folds (nnU-Net's ``splits_final.json``) where it has them, else of
         :data:`medseqft_kit.tasks.folds.FOLDS` folds in hash order.
@@ -89,6 +90,11 @@ def patient_of(case_id: str, group: str) -> str:
     return patient
 
 
+def grouping(of_task: str, group: str) -> str:
+    """What names the patients of a task: the setting, or (``case``) what the data set says of itself."""
+    return of_task if group == "case" else group
+
+
 def split_tasks(tasks: Iterable[Task], settings: SplitSettings, fixed: Mapping[str, str] = {}) -> dict[str, Split]:
     """Sides of all labelled cases of all tasks; one patient is on one side everywhere.
 
@@ -108,7 +114,10 @@ def split_tasks(tasks: Iterable[Task], settings: SplitSettings, fixed: Mapping[s
         If settings, folds and `fixed` contradict each other or leave a side of a task without a patient.
     """
     tasks = list(tasks)
-    patients = {task.name: {case.id: patient_of(case.id, settings.group) for case in task.cases} for task in tasks}
+    patients = {
+        task.name: {case.id: patient_of(case.id, grouping(task.patients, settings.group)) for case in task.cases}
+        for task in tasks
+    }
     members = {name: set(ids.values()) for name, ids in patients.items()}
     strata = [by_hash(stratum, settings.seed) for stratum in _strata(members)]
     sides = {patient: _side(side) for patient, side in fixed.items()}
@@ -124,11 +133,11 @@ def split_tasks(tasks: Iterable[Task], settings: SplitSettings, fixed: Mapping[s
     return {name: _split(ids, sides) for name, ids in patients.items()}
 
 
-def patient_sides(splits: Mapping[str, Split], group: str) -> dict[str, str]:
-    """Patient to side of an existing split: the `fixed` of the next call."""
+def patient_sides(splits: Mapping[str, Split], group: str, of_tasks: Mapping[str, str] = {}) -> dict[str, str]:
+    """Patient to side of an existing split: the `fixed` of the next call; `of_tasks` are the tasks' ``patients``."""
     return {
-        patient_of(case_id, group): side
-        for split in splits.values()
+        patient_of(case_id, grouping(of_tasks.get(name, "case"), group)): side
+        for name, split in splits.items()
         for side, case_ids in zip(SIDES, split, strict=True)
         for case_id in case_ids
     }

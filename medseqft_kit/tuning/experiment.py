@@ -14,8 +14,7 @@ from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.runs.history import timed
 from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
-from medseqft_kit.tasks.split import patient_of
-from medseqft_kit.tuning.plan import TaskPlan, check_data, split_plans
+from medseqft_kit.tuning.plan import TaskPlan, check_data, patients_tested
 from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation, pretraining_images
 from medseqft_kit.tuning.sequence import Run, Sequence, threads_of
 from medseqft_kit.tuning.sources import Entries
@@ -53,7 +52,7 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
     folder = out / "pretraining"
     weights = folder / "foundation.safetensors"
     with locked(folder), stopping_cleanly(), threads_of(config):
-        hidden = _test_patients(config, plans)
+        hidden = patients_tested([*plans, *read_unseen(config)], config)
         record, wanted = folder / "settings.json", _pretraining_settings(config, hidden)
         if record.is_file():
             _refuse_other_pretraining(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
@@ -72,17 +71,13 @@ def generality_images(config: Config, plans: list[TaskPlan], out: Path, progress
     """The images that M_0 was made from in ``out/pretraining``; none where the weights came from elsewhere."""
     if config.foundation.pretrain is None:
         return ()
-    return pretraining_images(_pretraining(config, _test_patients(config, plans)), out / "pretraining", progress)
+    hidden = patients_tested([*plans, *read_unseen(config)], config)
+    return pretraining_images(_pretraining(config, hidden), out / "pretraining", progress)
 
 
 def _pretraining(config: Config, hidden: frozenset[str]) -> Pretraining:
     assert config.foundation.pretrain is not None
     return Pretraining(config.foundation.pretrain, config.model, config, hidden)
-
-
-def _test_patients(config: Config, plans: list[TaskPlan]) -> frozenset[str]:
-    splits = split_plans([*plans, *read_unseen(config)], config)
-    return frozenset(patient_of(case, config.split.group) for split in splits.values() for case in split.test)
 
 
 def _pretraining_settings(config: Config, hidden: frozenset[str]) -> dict[str, Any]:

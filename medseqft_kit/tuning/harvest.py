@@ -15,7 +15,7 @@ from medseqft_kit.evaluation.harvest import Harvest
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import read_rows
 from medseqft_kit.selection.buffer import read_buffer
-from medseqft_kit.tasks.split import patient_of
+from medseqft_kit.tasks.split import grouping, patient_of
 from medseqft_kit.tuning.members import Finished, Journey, Member
 from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sources import replayed_cases
@@ -51,11 +51,12 @@ def _cases(run: Member, folder: RunFolder) -> pd.DataFrame:
 
 
 def with_patients(rows: pd.DataFrame, folder: RunFolder) -> pd.DataFrame:
-    """Test rows with the patient of each case; without a pattern that names him, an id within one data set does."""
+    """Test rows with the patient of each case; without a setting that names him, his name within one data set does."""
     group, tasks = folder.manifest["config"]["split"]["group"], folder.manifest["tasks"]
     spaces = {name: Path(entry["root"]).name if group == "case" else "" for name, entry in tasks.items()}
+    patterns = {name: grouping(entry.get("patients", "case"), group) for name, entry in tasks.items()}
     names = zip(rows["task"], rows["case"], strict=True)
-    return rows.assign(patient=[f"{spaces[task]}/{patient_of(case, group)}" for task, case in names])
+    return rows.assign(patient=[f"{spaces[task]}/{patient_of(case, patterns[task])}" for task, case in names])
 
 
 def _costs(run: Member, folder: RunFolder) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medseqft_kit.config import TASK_NAME, TaskSection
 from medseqft_kit.errors import ConfigError, DataError
@@ -15,9 +15,12 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.check import check_task
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.layouts import load_task
-from medseqft_kit.tasks.split import Split, SplitSettings, patient_sides, split_tasks
+from medseqft_kit.tasks.split import Split, SplitSettings, grouping, patient_of, patient_sides, split_tasks
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
+
+Drawn = tuple[str, ...] | Literal["present"] | None
+"""Structures that labels were drawn for; see :attr:`medseqft_kit.config.TaskSection.annotated`."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,14 @@ class TaskPlan:
     """One task of a sequence.
 
     `train_cases` of None trains on all cases of the split's training side; `preprocessing` and `nsd_tolerance_mm` are
-    the task's own.
+    the task's own. `annotated` says what labels were drawn for, in place of what the data set says of itself.
     """
 
     task: Task
     train_cases: int | None = None
     preprocessing: Preprocessing = Preprocessing()
     nsd_tolerance_mm: float = 2.0
+    annotated: Drawn = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(TASK_NAME, self.task.name):
@@ -44,15 +48,24 @@ class TaskPlan:
     @classmethod
     def from_section(cls, section: TaskSection) -> TaskPlan:
         """Read the data set that a configuration names, under its label mapping."""
-        task = load_task(section.data, section.name, section.labels)
-        return cls(task, section.train_cases, Preprocessing(section.spacing, section.window), section.nsd_tolerance_mm)
+        task = load_task(section.data, section.name, section.labels, section.modality)
+        grid = Preprocessing(section.spacing, section.window)
+        drawn = section.annotated
+        return cls(_drawn_for(task, drawn), section.train_cases, grid, section.nsd_tolerance_mm, drawn)
 
     @classmethod
     def from_entry(cls, name: str, entry: Mapping[str, Any]) -> TaskPlan:
         """Read the data set that a manifest names."""
-        task = load_task(Path(entry["root"]), name, entry["structures"])
+        task = load_task(Path(entry["root"]), name, entry["structures"], entry["channels"][0])
         grid = {key: tuple(value) if value is not None else None for key, value in entry["preprocessing"].items()}
-        return cls(task, entry["train_limit"], Preprocessing(**grid), entry["nsd_tolerance_mm"])
+        annotated = entry.get("annotated")
+        drawn = tuple(annotated) if isinstance(annotated, list) else annotated
+        whole = Preprocessing(**grid)
+        return cls(_drawn_for(task, drawn), entry["train_limit"], whole, entry["nsd_tolerance_mm"], drawn)
+
+
+def _drawn_for(task: Task, annotated: Drawn) -> Task:
+    return task if annotated is None else task.annotated_for(annotated)
 
 
 @dataclass(frozen=True)
@@ -106,11 +119,36 @@ def split_settings(settings: Settings) -> SplitSettings:
 
 
 def split_plans(
-    plans: Sequence[TaskPlan], settings: Settings, before: Mapping[str, Split] | None = None
+    plans: Sequence[TaskPlan], settings: Settings, before: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Split]:
-    """Split all tasks at once, one patient on one side; patients of `before` (an existing run) stay where they are."""
-    chosen = split_settings(settings)
-    return split_tasks([plan.task for plan in plans], chosen, patient_sides(before or {}, chosen.group))
+    """Split all tasks at once, one patient on one side; patients of `before` stay where they are.
+
+    Parameters
+    ----------
+    before
+        Entries of the tasks in an existing run's manifest, by name.
+    """
+    chosen, entries = split_settings(settings), before or {}
+    splits = {name: split_of(entry) for name, entry in entries.items()}
+    patients = {name: entry.get("patients", "case") for name, entry in entries.items()}
+    return split_tasks([plan.task for plan in plans], chosen, patient_sides(splits, chosen.group, patients))
+
+
+def split_of(entry: Mapping[str, Any]) -> Split:
+    """The split that a manifest's entry keeps."""
+    return Split(**{side: tuple(ids) for side, ids in entry["split"].items()})
+
+
+def patients_tested(plans: Sequence[TaskPlan], settings: Settings) -> frozenset[str]:
+    """Patients of the tasks' test sides; where the data sets name them, by the ids of their cases too.
+
+    The same images may be pre-trained on as a folder without that name.
+    """
+    group = settings.split.group
+    patterns = {plan.task.name: grouping(plan.task.patients, group) for plan in plans}
+    cases = [(case, patterns[name]) for name, split in split_plans(plans, settings).items() for case in split.test]
+    ids = frozenset(case for case, _ in cases) if group == "case" else frozenset()
+    return ids | frozenset(patient_of(case, pattern) for case, pattern in cases)
 
 
 def choose_cases(plan: TaskPlan, split: Split, settings: Settings) -> Cases:
@@ -140,6 +178,8 @@ def manifest_entry(plan: TaskPlan, split: Split, cases: Cases) -> dict[str, Any]
         "channels": list(task.channels),
         "structures": {name: list(values) for name, values in task.structures.items()},
         "declared": sorted(task.declared),
+        "patients": task.patients,
+        "annotated": plan.annotated if plan.annotated in (None, "present") else list(plan.annotated),
         "split": {side: list(ids) for side, ids in split._asdict().items()},
         "train_limit": plan.train_cases,
         "train_cases": list(cases.train),

@@ -18,8 +18,8 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.randomness import numpy_generator
 from medseqft_kit.runs.history import write_rows
 from medseqft_kit.settings import Optimizer, Settings
-from medseqft_kit.tasks.layouts import load_task
-from medseqft_kit.tasks.split import patient_of
+from medseqft_kit.tasks.layouts import detect_task
+from medseqft_kit.tasks.split import grouping, patient_of
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.tuning.sources import Entries
 from medseqft_kit.tuning.trainer import Training, train
@@ -116,7 +116,7 @@ def pretraining_images(plan: Pretraining, folder: Path, progress: Progress = sil
 
 
 def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> list[tuple[TaskVolumes, str]]:
-    task = load_task(path)
+    task = detect_task(path)
     cases = _kept(task, plan)
     if not cases:
         raise DataError(
@@ -133,8 +133,9 @@ def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> 
 
 
 def _kept(task: Task, plan: Pretraining) -> list[Case]:
-    group = plan.settings.split.group
-    allowed = [case for case in (*task.cases, *task.unlabelled) if patient_of(case.id, group) not in plan.without]
+    group = grouping(task.patients, plan.settings.split.group)
+    images = (*task.cases, *task.unlabelled)
+    allowed = [case for case in images if not {case.id, patient_of(case.id, group)} & plan.without]
     order = numpy_generator(plan.settings.split.seed, "pretraining cases", task.name).permutation(len(allowed))
     return [allowed[i] for i in sorted(order[: plan.pretrain.cases])]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Tasks
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -31,7 +30,6 @@ from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
-from medseqft_kit.tasks.split import Split
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.manifest import KernelChoices, first_manifest, refuse_other_settings
@@ -41,6 +39,7 @@ from medseqft_kit.tuning.plan import (
     choose_cases,
     manifest_entry,
     resolved,
+    split_of,
     split_plans,
 )
 from medseqft_kit.tuning.sources import PreparedTask
@@ -199,18 +198,13 @@ class Run:
 
 def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, held_back: Tasks[TaskPlan] = ()) -> None:
     """Split, choose cases and add a stage for each plan; then the manifest is on disk."""
-    before = {name: _split(entry) for name, entry in folder.manifest["tasks"].items()}
-    splits = split_plans([*plans, *held_back], settings, before)
+    splits = split_plans([*plans, *held_back], settings, folder.manifest["tasks"])
     for plan in plans:
         split = splits[plan.task.name]
         cases = choose_cases(plan, split, settings)
         folder.manifest["tasks"][plan.task.name] = manifest_entry(plan, split, cases)
         folder.add_stage(plan.task.name)
     folder.save()
-
-
-def _split(entry: Mapping[str, Any]) -> Split:
-    return Split(**{side: tuple(ids) for side, ids in entry["split"].items()})
 
 
 def _run_stages(
@@ -248,7 +242,7 @@ def _prepare(
     folder: RunFolder, plan: TaskPlan, strategy: Strategy, settings: Settings, store: Path, progress: Progress
 ) -> PreparedTask:
     entry = folder.manifest["tasks"][plan.task.name]
-    cases = choose_cases(plan, _split(entry), settings)
+    cases = choose_cases(plan, split_of(entry), settings)
     found = fingerprint(plan.task, cases.all)
     if found != entry["fingerprint"]:
         raise DataError(

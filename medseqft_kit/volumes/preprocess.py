@@ -111,7 +111,8 @@ def preprocess(task: Task, case: Case, preprocessing: Preprocessing) -> Volume:
                 expected=f"image {case.images[0]} {image.shape[1:]}",
                 next_step=f"medseqft check {task.root}",
             )
-    volume = preprocess_array(image, affine, task.channels, preprocessing, label=label, case=case.id)
+    channels = case.channels or task.channels
+    volume = preprocess_array(image, affine, channels, preprocessing, label=label, case=case.id)
     return replace(volume, unknown=unknown)
 
 
@@ -189,11 +190,12 @@ def _read_channels(task: Task, case: Case) -> tuple[Float[np.ndarray, "c x y z"]
                 next_step=f"medseqft check {task.root}",
             )
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if len(image) != len(task.channels):
+    channels = case.channels or task.channels
+    if len(image) != len(channels):
         raise DataError(
             f"{task.name}, case {case.id}: the number of channels is not the task's.",
             found=f"{len(image)} in {', '.join(str(path) for path in case.images)}",
-            expected=f"{len(task.channels)}: {', '.join(task.channels)}",
+            expected=f"{len(channels)}: {', '.join(channels)}",
             next_step=f"medseqft check {task.root}",
         )
     return image, read[0][1]

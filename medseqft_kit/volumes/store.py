@@ -116,7 +116,7 @@ def _settings(task: Task, case: Case, preprocessing: Preprocessing) -> dict[str,
     settings: dict[str, Any] = {
         "format": FORMAT,
         "images": [image_hash(path) for path in case.images],
-        "channels": list(task.channels),
+        "channels": list(case.channels or task.channels),
         "spacing": preprocessing.spacing and [float(size) for size in preprocessing.spacing],
         "window": preprocessing.window and [float(edge) for edge in preprocessing.window],
     }

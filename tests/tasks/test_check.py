@@ -149,6 +149,21 @@ def header_bomb(small):
     small.stamp(small.b_image, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
 
 
+@row("error", "unreadable or truncated file", LABEL, r"\(0 bytes on disk\)", "a complete NIfTI file")
+def label_of_no_bytes(small):
+    small.b_label.write_bytes(b"")
+
+
+@row("error", "label is a copy of the image", LABEL, r"^same voxels as b\.nii\.gz$", "a map of label values")
+def label_is_its_own_image(small):
+    small.save(small.b_label, small.image(1).astype(np.float32))
+
+
+@row("warning", "image without contrast", IMAGE, "^-1024 to -1024$", "different values")
+def image_of_one_value(small):
+    small.save(small.b_image, np.full_like(small.image(1), -1024))
+
+
 @row("error", "shape mismatch", LABEL, r"^\(6, 7, 4\), 1\.4 × 1\.9 × 2\.5 mm$", r"^\(6, 7, 8\), 1\.4 .*as b\.nii\.gz$")
 def shape_differs(small):
     small.save(small.b_label, small.label()[..., 1:5])
@@ -292,7 +307,7 @@ def command(*arguments: object) -> int:
 
 
 def test_every_row_of_the_list_is_here():
-    assert len(ROWS) == 37
+    assert len(ROWS) == 40
     assert {"error", "warning"} == {each.severity for each in ROWS.values()}
 
 
