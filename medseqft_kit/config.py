@@ -23,6 +23,7 @@ def _beside_the_file(path: Path, info: Any) -> Path:  # a ValidationInfo, which 
 
 
 DataPath = Annotated[Path, AfterValidator(_beside_the_file)]
+HubName = Annotated[str, Field(pattern="^hf://")]
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Structures = dict[str, int | tuple[int, ...]]
@@ -40,24 +41,32 @@ class Pretrain(Section):
 
 
 class Foundation(Section):
-    """Where M_0 comes from: exactly one of the two."""
+    """Where M_0 comes from: pre-training, or weights; with both, an SSL head is fitted for weights that bring none."""
 
     pretrain: Pretrain | None = None
-    weights: DataPath | None = Field(None, description="a file made by `medseqft pretrain`, or a run's foundation")
+    weights: HubName | DataPath | None = Field(
+        None, description="a file made by `medseqft pretrain`, a public one, or `hf://owner/repository/file`"
+    )
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Foundation:
-        if (self.pretrain is None) == (self.weights is None):
-            raise ValueError("give either `pretrain` or `weights`")
+    def _at_least_one(self) -> Foundation:
+        if self.pretrain is None and self.weights is None:
+            raise ValueError("give `pretrain` or `weights`; both, where the weights bring no SSL head")
         return self
 
 
 class Model(Section):
-    """The network, where it is built here; with `weights` the file says it."""
+    """The network, where it is built here; with `weights` the file says it, and `patch` alone may be set."""
 
-    architecture: Literal["segresnet", "swinunetr"] = Field("segresnet", description="MONAI's SegResNet or SwinUNETR")
-    size: Literal["tiny", "small", "base", "large"] = Field("small", description="`large`: SegResNet only")
-    patch: tuple[int, int, int] = Field((32, 32, 32), description="crop and sliding window, voxels")
+    architecture: Literal["segresnet", "swinunetr", "resenc"] = Field(
+        "segresnet", description="MONAI's SegResNet or SwinUNETR, or nnU-Net's residual encoder U-Net (extra `resenc`)"
+    )
+    size: Literal["tiny", "small", "base", "large", "huge"] = Field(
+        "small", description="SegResNet has no `huge`; ResEnc is `large`"
+    )
+    patch: tuple[int, int, int] = Field(
+        (32, 32, 32), description="crop and sliding window, voxels; with `weights`: the file's, unless it is set"
+    )
 
 
 class TaskSection(Section):
@@ -171,7 +180,9 @@ def varied(config: Config, changes: Mapping[str, Any]) -> Config:
             return after
         return {**before, **{key: merged(before.get(key), value) for key, value in after.items()}}
 
-    return parse_config(merged(config.model_dump(mode="json"), changes), source=f"the change {dict(changes)}")
+    # What the file leaves open stays open: whether `model` was given matters where there are weights.
+    given = config.model_dump(mode="json", exclude_unset=True)
+    return parse_config(merged(given, changes), source=f"the change {dict(changes)}")
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:

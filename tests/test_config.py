@@ -51,7 +51,7 @@ def test_a_dumped_configuration_reads_back_equal() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"foundation": {}}, "either `pretrain` or `weights`"),
+        ({"foundation": {}}, "give `pretrain` or `weights`"),
         ({"tasks": [{"name": "a", "data": "d"}, {"name": "a", "data": "e"}]}, "twice: a"),
         ({"tasks": [{"name": "../a", "data": "d"}]}, "tasks.0.name"),
         ({"compare": {"orders": [["b"]]}}, "every task once"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from medseqft_kit.cli.commands import data, inspection, results, selection, tuning
+from medseqft_kit.cli.commands import data, inspection, results, selection, tuning, weights
 
 app = typer.Typer(
     name="medseqft",
@@ -19,6 +19,7 @@ COMMANDS = (
     data.phantoms,
     data.fetch,
     data.check,
+    weights.import_,
     tuning.pretrain,
     tuning.run,
     tuning.compare,
@@ -35,4 +36,4 @@ COMMANDS = (
 )
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)  # `import` is a word of Python's own

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +30,10 @@ class ModelSpec:
     """Everything needed to build the network that a weight file belongs to.
 
     `patch` is the crop in voxels that the model was pre-trained on, and the sliding window's size. `objective` is the
-    self-supervised loss of the SSL head with its settings, so that MDS scores with the loss of pre-training.
+    self-supervised loss of the SSL head with its settings, so that MDS scores with the loss of pre-training; the name
+    ``none`` says that there is no such head. `network` are settings of the network that differ from its size's.
+    `origin` is kept for people: whose weights they are, under which licence; and for the fitting of an SSL head, under
+    ``fresh``, which parts of the backbone (prefixes of names) did not come with them.
     """
 
     architecture: str = "segresnet"
@@ -37,6 +41,8 @@ class ModelSpec:
     channels: int = 1
     patch: tuple[int, int, int] = (32, 32, 32)
     objective: Mapping[str, object] = field(default_factory=lambda: dict(MASKED))
+    network: Mapping[str, object] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
 
 
 class FoundationModel(nn.Module):
@@ -51,7 +57,7 @@ class FoundationModel(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = build_backbone(spec.architecture, spec.size, spec.channels)
+        self.backbone = build_backbone(spec.architecture, spec.size, spec.channels, spec.network)
         wrong = [side for side in spec.patch if side % self.backbone.stride or side < self.backbone.smallest]
         if wrong:
             raise ModelError(
@@ -75,8 +81,14 @@ class FoundationModel(nn.Module):
         objective: Mapping[str, object] = MASKED,
     ) -> FoundationModel:
         """A freshly initialised model; the same seed gives the same weights, and no global random state is touched."""
+        spec = ModelSpec(architecture, size, channels, (patch[0], patch[1], patch[2]), dict(objective))
+        return cls.of_spec(spec, seed)
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, seed: int = 0) -> FoundationModel:
+        """The same for a whole specification."""
         with seeded_torch(seed, "model"):
-            return cls(ModelSpec(architecture, size, channels, (patch[0], patch[1], patch[2]), dict(objective)))
+            return cls(spec)
 
     @property
     def head_classes(self) -> dict[str, int]:
@@ -118,35 +130,80 @@ def save_foundation(model: FoundationModel, path: Path) -> None:
     write_tensors(path, model.state_dict(), {"medseqft": spec})
 
 
-def load_foundation(path: str | Path) -> FoundationModel:
-    """Read a model that :func:`save_foundation` wrote.
+def load_foundation(
+    path: str | Path, *, channels: int | None = None, patch: tuple[int, int, int] | None = None
+) -> FoundationModel:
+    """Read a model that :func:`save_foundation` wrote, or a public weight file.
+
+    Public files are recognised by names and shapes (docs/foundation-models.md lists the families); what they are, and
+    what was decided, is in the model's `spec.origin` and said in a warning.
+
+    Parameters
+    ----------
+    path
+        A file, or ``hf://owner/repository/file`` on the Hugging Face hub.
+    channels
+        Of the images to come; None: as in the file. Weights for one channel are repeated and divided.
+    patch
+        Crop and sliding window in voxels; None: the file's.
 
     Raises
     ------
     ModelError
-        If the file is missing, damaged, or not one of ours.
+        If the file is missing or damaged, is of no known family, does not fit its network, or pickles what could run.
     """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("medseqft", "null"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(
-            f"the weights {path} cannot be read.", found=str(problem), expected="a whole safetensors file"
-        ) from problem
-    if header is None:
-        raise ModelError(
-            f"{path} does not say which network it belongs to.",
-            expected="a file written by `medseqft pretrain` or a run's foundation.safetensors",
+    from medseqft_kit.models.weights.hub import located  # importers build what this module defines
+    from medseqft_kit.models.weights.importing import Wishes, import_foundation
+
+    path = located(path)
+    own = _own(path)
+    if own is None:
+        imported = import_foundation(path, Wishes(channels, patch))
+        warnings.warn(
+            "; ".join((f"{path} is {imported.card.name}, {imported.card.licence}", *imported.notes)), stacklevel=2
         )
-    spec = header["spec"]
+        return imported.model
+    header, weights = own
+    spec = _spec(header["spec"])
+    if channels not in (None, spec.channels):
+        raise ModelError(
+            f"{path} reads another number of channels.",
+            found=f"{spec.channels}",
+            expected=f"{channels}",
+            next_step="import the public file that it was made from with --channels",
+        )
     with seeded_torch(0, "load"):
-        model = FoundationModel(ModelSpec(**{**spec, "patch": tuple(spec["patch"])}))
+        model = FoundationModel(spec if patch is None else replace(spec, patch=patch))
     for name, classes in header["heads"].items():
         model.add_head_(name, classes)
     model.load_state_dict(weights)
     return model
+
+
+def _own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Header and weights of a file that :func:`save_foundation` wrote; None for other files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("medseqft", "null"))
+            if header is None:
+                return None
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError):
+        return None
+
+
+def _spec(entries: Mapping[str, Any]) -> ModelSpec:
+    return ModelSpec(**{**entries, "patch": tuple(entries["patch"])})
+
+
+def with_objective(model: FoundationModel, objective: Mapping[str, object], seed: int = 0) -> FoundationModel:
+    """A copy of the model with a fresh SSL head, of another objective."""
+    copy = FoundationModel.of_spec(replace(model.spec, objective=dict(objective)), seed)
+    for name, classes in model.head_classes.items():
+        copy.add_head_(name, classes)
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("ssl_head.")}
+    copy.load_state_dict({**copy.state_dict(), **kept})
+    return copy
 
 
 def parameter_count(model: nn.Module) -> int:

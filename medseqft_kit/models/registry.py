@@ -1,21 +1,28 @@
-"""Architectures: MONAI networks taken apart into encoder stages, decoder features and a removed last convolution.
+"""Architectures: known networks taken apart into encoder stages, decoder features and a removed last convolution.
 
-The 1×1×1 convolution that a MONAI network ends with is the task head here, so it is kept outside the backbone; every
-other parameter keeps MONAI's name, and the backbone's state dict plus one head is a plain MONAI state dict
+The 1×1×1 convolution that such a network ends with is the task head here, so it is kept outside the backbone; every
+other parameter keeps the network's own name, and the backbone's state dict plus one head is a plain state dict of it
 (:meth:`Backbone.head_key`).
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
 from medseqft_kit.errors import ModelError
+from medseqft_kit.models.swin_merging import MERGING, LegacyPatchMerging
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Features(NamedTuple):
@@ -34,14 +41,19 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """Encoder and decoder of one MONAI network `net`."""
+    """Encoder and decoder of one network `net`.
 
-    stride: ClassVar[int]
+    `sizes` are settings of the network by the name of a size, with its own names for them.
+    """
+
+    sizes: ClassVar[dict[str, dict[str, Any]]]
+    head_key: str
+    """Where the task head belongs in the network's state dict."""
+
+    stride: int
     """Every side of a crop is a multiple of this."""
-    smallest: ClassVar[int]
+    smallest: int
     """No side of a training crop may be smaller (instance norms need more than one voxel)."""
-    head_key: ClassVar[str]
-    """Where the task head belongs in the MONAI network's state dict."""
 
     net: Any
     width: int
@@ -80,9 +92,8 @@ class SegResNetBackbone(Backbone):
         "large": {"init_filters": 32, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)},
     }
 
-    def __init__(self, size: str, channels: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], channels: int) -> None:
         super().__init__()
-        settings = self.sizes[size]
         self.width = settings["init_filters"]
         self.widths = tuple(self.width * 2**level for level in range(len(settings["blocks_down"])))
         self.coarsest = 2 ** (len(self.widths) - 1)
@@ -99,21 +110,29 @@ class SegResNetBackbone(Backbone):
 
 
 class SwinUNETRBackbone(Backbone):
-    """MONAI's SwinUNETR (Hatamizadeh et al. 2022, arXiv 2201.01266), patch merging as since MONAI 1.5."""
+    """MONAI's SwinUNETR (Hatamizadeh et al. 2022, arXiv 2201.01266).
+
+    Patch merging (`downsample`) is the one of MONAI since 1.5, or with ``"legacy"`` the one before, see
+    :mod:`~medseqft_kit.models.swin_merging`; `use_v2` puts a convolution before each stage of the encoder.
+    """
 
     stride, smallest, head_key = 32, 64, "out.conv.conv"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"feature_size": 12},
         "small": {"feature_size": 24},
         "base": {"feature_size": 48},
+        "large": {"feature_size": 96},
+        "huge": {"feature_size": 192},
     }
 
-    def __init__(self, size: str, channels: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], channels: int) -> None:
         super().__init__()
-        self.width = self.sizes[size]["feature_size"]
+        self.width = settings["feature_size"]
         self.widths = tuple(self.width * 2**level for level in range(5))
         self.coarsest = 32
-        self.net = SwinUNETR(in_channels=channels, out_channels=1, **self.sizes[size])
+        merging = settings.get(MERGING, "merging")
+        module = LegacyPatchMerging if merging == "legacy" else merging
+        self.net = SwinUNETR(in_channels=channels, out_channels=1, **{**settings, MERGING: module})
         self.net.out = nn.Identity()
 
     def forward(self, image: Float[Tensor, "b c d h w"]) -> Features:
@@ -139,19 +158,71 @@ class SwinUNETRBackbone(Backbone):
         return (self.width, self.width, 2 * self.width, 4 * self.width, 16 * self.width)
 
 
-ARCHITECTURES: dict[str, type[SegResNetBackbone] | type[SwinUNETRBackbone]] = {
+class ResEncBackbone(Backbone):
+    """nnU-Net's residual encoder U-Net (Isensee et al. 2024, arXiv 2404.09556), see :mod:`~medseqft_kit.models.resenc`.
+
+    Kernels and strides of a file are those of its data set, so they are settings; all of them are given for the axes
+    of a volume as it is kept here, (x, y, z), where nnU-Net counts (z, y, x).
+    """
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "large": {
+            "features": (32, 64, 128, 256, 320, 320),
+            "blocks": (1, 3, 4, 6, 6, 6),
+            "kernels": ((3, 3, 3),) * 6,
+            "strides": ((1, 1, 1), *((2, 2, 2),) * 5),
+            "decoder_convolutions": (1,) * 5,
+        },
+    }
+
+    def __init__(self, settings: Mapping[str, Any], channels: int) -> None:
+        super().__init__()
+        try:
+            from medseqft_kit.models.resenc import residual_encoder_unet
+        except ImportError as problem:
+            raise ModelError(
+                "ResEnc networks need a package that is not installed.",
+                found=str(problem),
+                expected="dynamic-network-architectures, the extra `resenc`",
+                next_step="pip install --no-deps 'dynamic-network-architectures>=0.4.4'",
+            ) from problem
+        self.net = residual_encoder_unet(settings, channels)
+        self.head_key = f"decoder.seg_layers.{len(settings['features']) - 2}"
+        self.widths = tuple(settings["features"])
+        self.width = self.widths[0]
+        self.coarsest = self.stride = max(math.prod(steps) for steps in zip(*settings["strides"], strict=True))
+        self.smallest = 2 * self.stride
+
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Features:
+        stages, decoder = self.stages(image), self.net.decoder
+        up = stages[-1]
+        for widen, mix, skip in zip(decoder.transpconvs, decoder.stages, reversed(stages[:-1]), strict=True):
+            up = mix(torch.cat([widen(up), skip], dim=1))
+        return Features(stages, up)
+
+    def stages(self, image: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b _ _ _ _"], ...]:
+        return tuple(self.net.encoder(image))
+
+
+ARCHITECTURES: dict[str, type[SegResNetBackbone] | type[SwinUNETRBackbone] | type[ResEncBackbone]] = {
     "segresnet": SegResNetBackbone,
     "swinunetr": SwinUNETRBackbone,
+    "resenc": ResEncBackbone,
 }
 
 
-def build_backbone(architecture: str, size: str, channels: int) -> Backbone:
+def build_backbone(architecture: str, size: str, channels: int, network: Mapping[str, Any] = NOTHING) -> Backbone:
     """A freshly initialised backbone.
+
+    Parameters
+    ----------
+    network
+        Settings of the network that differ from its size's, by its own names for them.
 
     Raises
     ------
     ModelError
-        If architecture or size is unknown.
+        If architecture or size is unknown, or the package of an optional architecture is not installed.
     """
     kind = ARCHITECTURES.get(architecture)
     if kind is None or size not in kind.sizes:
@@ -159,4 +230,26 @@ def build_backbone(architecture: str, size: str, channels: int) -> Backbone:
         raise ModelError(
             "there is no such architecture.", found=f"{architecture}, size {size}", expected="; ".join(known)
         )
-    return kind(size, channels)
+    return kind({**kind.sizes[size], **network}, channels)
+
+
+def size_of(architecture: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The size that has these settings, and those that no size has: `size` and `network` of a specification.
+
+    >>> size_of("swinunetr", {"feature_size": 96, "use_v2": True})
+    ('large', {'use_v2': True})
+    """
+
+    def differing(size: str) -> dict[str, Any]:
+        own = {name: _as_lists(value) for name, value in sizes[size].items()}
+        return {name: value for name, value in wanted.items() if name not in own or own[name] != value}
+
+    sizes = ARCHITECTURES[architecture].sizes
+    wanted = {name: _as_lists(value) for name, value in settings.items()}
+    nearest = min(sizes, key=lambda size: len(differing(size)))
+    return nearest, differing(nearest)
+
+
+def _as_lists(value: Any) -> Any:
+    """As the setting comes back from a file, where there are no tuples."""
+    return [_as_lists(each) for each in value] if isinstance(value, list | tuple) else value

@@ -118,13 +118,18 @@ def _position(backbone: Backbone, channels: int, objective: Mapping[str, object]
     return PositionHeads(sum(backbone.skip_widths), projection)
 
 
+def _nothing(backbone: Backbone, channels: int, objective: Mapping[str, object]) -> nn.Module:
+    return nn.Identity()
+
+
 SSL_HEADS: dict[str, Builder] = {
     "masked": _reconstruction,
     "mae": _reconstruction,
     "triple": _triple,
     "position": _position,
+    "none": _nothing,
 }
-"""Add the head of an objective of yours under its name."""
+"""Add the head of an objective of yours under its name; ``none`` is for weights that bring no head."""
 
 
 def build_ssl_head(backbone: Backbone, channels: int, objective: Mapping[str, object]) -> nn.Module:

@@ -25,10 +25,18 @@ def objective_of(model: FoundationModel) -> Objective:
     Raises
     ------
     ModelError
-        If the name or a setting is unknown.
+        If the name or a setting is unknown, or the model has no SSL head.
     """
     settings = dict(model.spec.objective)
     name = settings.pop("name", None)
+    if name == "none":
+        raise ModelError(
+            "the model has no SSL head, and without one there is no loss to score volumes with.",
+            found=f"weights of {model.spec.origin.get('family', 'a model')}, which bring none",
+            expected="the head that the weights were pre-trained with, or one that was fitted on the frozen backbone",
+            next_step="name volumes in `foundation.pretrain.data` beside `foundation.weights`, and a head is fitted on "
+            "them; or set `strategy.buffer.selection` to random, kmeans or herding",
+        )
     kind = OBJECTIVES.get(str(name))
     if kind is None:
         raise ModelError("the model's SSL objective is unknown.", found=str(name), expected=", ".join(OBJECTIVES))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision
+from medseqft_kit.objectives.registry import objective_of
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.selection import alternatives
 from medseqft_kit.selection.buffer import Buffer, buffer_size, select
@@ -64,6 +65,18 @@ def choose(
     rules = Rules(method, settings.delta, settings.tolerance, settings.max_draws)
     scores = score_volumes(model, volumes, k, rules=rules, journal=journal, **common)
     return (alternatives.highest if settings.selection == "highest" else select)(scores, k), scores
+
+
+def refuse_unscorable(model: FoundationModel, settings: BufferSettings) -> None:
+    """Stop before anything is computed where the settings score volumes and the model has no loss to do so.
+
+    Raises
+    ------
+    ModelError
+        If the model has no SSL head, or an objective that is not known.
+    """
+    if settings.selection in ("mds", "highest"):
+        objective_of(model)
 
 
 def cases_kept(settings: BufferSettings, train_cases: int) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseqft_kit.config import Config
-from medseqft_kit.errors import RunError
+from medseqft_kit.errors import ConfigError, RunError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation, save_foundation
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json
@@ -40,15 +41,18 @@ def read_unseen(config: Config) -> list[TaskPlan]:
 def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress: Progress = silent) -> FoundationModel:
     """M_0: read from `foundation.weights`, or pre-trained in ``out/pretraining`` (once).
 
-    All data is checked before the first step. No image of a patient on any task's test side is used.
+    With both, the weights are read and an SSL head is fitted for them there. All data is checked before the first step.
+    No image of a patient on any task's test side is used.
 
     Raises
     ------
+    ConfigError
+        If `model` says another network than the weights, or weights that have an SSL head are to be given one.
     RunError
         If ``out/pretraining`` was made by other settings.
     """
-    if config.foundation.weights is not None:
-        return load_foundation(config.foundation.weights)
+    if config.foundation.pretrain is None:
+        return _given(config, plans)
     folder = out / "pretraining"
     weights = folder / "foundation.safetensors"
     with locked(folder), stopping_cleanly(), threads_of(config):
@@ -59,7 +63,8 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
         if not weights.is_file():
             check_data(plans)
             write_json(record, wanted)
-            plan = _pretraining(config, hidden)
+            start = None if config.foundation.weights is None else _given(config, plans)
+            plan = replace(_pretraining(config, hidden), start=start)
             with timed(folder / "timing.jsonl", "pretraining"):
                 model = pretrain_foundation(plan, folder, progress)
             save_foundation(model, weights)
@@ -67,8 +72,25 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
     return load_foundation(weights)
 
 
+def _given(config: Config, plans: list[TaskPlan]) -> FoundationModel:
+    """The model of `foundation.weights`, for the channels of the tasks and the patch of the configuration."""
+    assert config.foundation.weights is not None
+    given = {name: getattr(config.model, name) for name in config.model.model_fields_set}
+    channels = len(plans[0].task.channels) if plans else None
+    model = load_foundation(config.foundation.weights, channels=channels, patch=given.pop("patch", None))
+    differing = [name for name, value in given.items() if getattr(model.spec, name) != value]
+    if differing:
+        raise ConfigError(
+            f"`model` says another network than the weights {config.foundation.weights}.",
+            found=", ".join(f"model.{name}: {given[name]}" for name in differing),
+            expected=", ".join(f"{name} {getattr(model.spec, name)}, as in the file" for name in differing),
+            next_step="remove these keys: with weights the file says it",
+        )
+    return model
+
+
 def generality_images(config: Config, plans: list[TaskPlan], out: Path, progress: Progress = silent) -> Entries:
-    """The images that M_0 was made from in ``out/pretraining``; none where the weights came from elsewhere."""
+    """The images that M_0, or its SSL head, was made from in ``out/pretraining``; none where it came from elsewhere."""
     if config.foundation.pretrain is None:
         return ()
     hidden = patients_tested([*plans, *read_unseen(config)], config)
@@ -84,6 +106,7 @@ def _pretraining_settings(config: Config, hidden: frozenset[str]) -> dict[str, A
     return {
         "pretrain": config.foundation.model_dump(mode="json")["pretrain"],
         "model": config.model.model_dump(mode="json"),
+        **({} if config.foundation.weights is None else {"weights": str(config.foundation.weights)}),
         "seed": config.seed,
         "precision": config.compute.precision,
         "not_seen": sorted(hidden),

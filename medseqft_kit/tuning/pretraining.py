@@ -1,4 +1,4 @@
-"""Making an M_0: self-supervised training on unlabelled volumes."""
+"""Making an M_0: self-supervised training on unlabelled volumes, of a whole model or of an SSL head for weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medseqft_kit.config import Model, Pretrain
 from medseqft_kit.errors import ConfigError, DataError
-from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.models.foundation import FoundationModel, with_objective
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.objectives.base import Objective, crops_of, stacked
 from medseqft_kit.objectives.registry import objective_of, specification
@@ -22,6 +22,7 @@ from medseqft_kit.tasks.layouts import detect_task
 from medseqft_kit.tasks.split import grouping, patient_of
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.tuning.sources import Entries
+from medseqft_kit.tuning.tracking import tracking
 from medseqft_kit.tuning.trainer import Training, train
 from medseqft_kit.volumes.batches import Batch, BatchSource
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
@@ -30,12 +31,17 @@ from medseqft_kit.volumes.store import TaskVolumes, prepare
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What M_0 is made from; `without` names the patients that no pre-training may see (test sides of all tasks)."""
+    """What M_0 is made from; `without` names the patients that no pre-training may see (test sides of all tasks).
+
+    `start` is a model without an SSL head: it gets one, and that is trained alone, with the parts of the backbone that
+    did not come with the weights.
+    """
 
     pretrain: Pretrain
     model: Model
     settings: Settings
     without: frozenset[str] = frozenset()
+    start: FoundationModel | None = None
 
 
 def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = silent) -> FoundationModel:
@@ -44,9 +50,9 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
     Raises
     ------
     DataError
-        If no image is left, or data sets differ in their number of channels.
+        If no image is left, data sets differ in their number of channels, or `plan.start` reads another number.
     ConfigError
-        If the objective's loss is defined over blocks of draws of one volume.
+        If the objective's loss is defined over blocks of draws of one volume, or `plan.start` has an SSL head.
     """
     settings = plan.settings
     entries = pretraining_images(plan, folder, progress)
@@ -58,18 +64,11 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
             expected="at least one image, the same number of channels in all",
             next_step="correct `foundation.pretrain.data`",
         )
-    model = FoundationModel.build(
-        plan.model.architecture,
-        plan.model.size,
-        channels=channels.pop(),
-        patch=plan.model.patch,
-        seed=settings.seed,
-        objective=specification(plan.pretrain.objective),
-    )
+    model = _beginning(plan, channels.pop())
     precision = resolve_precision(settings.compute.precision, settings.compute.device)
     precision.place_(model).train()
     objective = _trainable(objective_of(model))
-    region = objective.region(plan.model.patch)
+    region = objective.region(model.spec.patch)
     source = BatchSource(entries, region, plan.pretrain.batch, settings.seed, "pretraining", labelled=False)
 
     def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
@@ -93,10 +92,40 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
             workers=settings.compute.workers,
             checkpoint_seconds=settings.compute.checkpoint_seconds,
             progress=progress,
+            tracking=tracking(settings.compute.tracker, folder / "tensorboard", "pretraining"),
         )
     )
     write_rows(folder / "pretraining.jsonl", rows)
-    return model.eval()
+    return model.eval().requires_grad_(True)
+
+
+def _beginning(plan: Pretraining, channels: int) -> FoundationModel:
+    """The model before the first step; what is not to be trained requires no gradient."""
+    objective, seed, start = specification(plan.pretrain.objective), plan.settings.seed, plan.start
+    if start is None:
+        build, network = FoundationModel.build, plan.model
+        return build(
+            network.architecture, network.size, channels=channels, patch=network.patch, seed=seed, objective=objective
+        )
+    if start.spec.objective["name"] != "none":
+        raise ConfigError(
+            "the weights bring an SSL head, and another would score volumes by another loss.",
+            found=f"the objective {start.spec.objective['name']}, and `foundation.pretrain` beside the weights",
+            expected="one of the two, or weights without a head",
+            next_step="remove `foundation.pretrain`",
+        )
+    if start.spec.channels != channels:
+        raise DataError(
+            "the pre-training data has another number of channels than the weights read.",
+            found=f"{channels}",
+            expected=f"{start.spec.channels}",
+            next_step="correct `foundation.pretrain.data`",
+        )
+    model = with_objective(start, objective, seed)
+    trained = ("ssl_head.", *map(str, start.spec.origin.get("fresh", ())))  # type: ignore[call-overload]  # a list
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    return model
 
 
 def _trainable(objective: Objective) -> Objective:

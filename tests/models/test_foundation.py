@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinUNETR
+from safetensors.torch import save_file
 from torch import nn
 
 from medseqft_kit.errors import ModelError
-from medseqft_kit.models.foundation import FoundationModel, frozen_copy, load_foundation, save_foundation
+from medseqft_kit.models.foundation import (
+    FoundationModel,
+    ModelSpec,
+    frozen_copy,
+    load_foundation,
+    save_foundation,
+    with_objective,
+)
 from medseqft_kit.models.registry import ARCHITECTURES, build_backbone
 
 OBJECTIVES: list[dict[str, object]] = [
@@ -19,6 +30,7 @@ OBJECTIVES: list[dict[str, object]] = [
     {"name": "mae"},
     {"name": "triple", "temperature": 0.1},
     {"name": "position"},
+    {"name": "none"},
     {"name": "position", "projection": 4, "grid": [2, 1, 1]},
 ]
 
@@ -57,28 +69,57 @@ def test_backbone_and_head_are_the_plain_monai_network(
     assert list(features.named()) == [*(f"stage_{i}" for i in range(len(sides))), "decoded"]
 
 
-def test_every_size_of_every_architecture_builds() -> None:
-    built = 0
-    for name, kind in ARCHITECTURES.items():
-        for size in kind.sizes:
-            model = FoundationModel.build(name, size, patch=(64, 64, 64))
-            assert model.backbone.width == model.ssl_head.in_channels
-            built += 1
-    assert built == 7
-
-
-def test_widths_and_scale_of_stages_and_skips_are_told_right() -> None:
+@pytest.mark.parametrize(("architecture", "sizes"), [("segresnet", 4), ("swinunetr", 5), ("resenc", 1)])
+def test_every_size_builds_and_tells_widths_and_scale_of_stages_and_skips_right(architecture: str, sizes: int) -> None:
+    if architecture == "resenc":
+        pytest.importorskip("dynamic_network_architectures", reason="the extra [resenc] is not installed")
     told = 0
-    for name, kind in ARCHITECTURES.items():
-        for size in kind.sizes:
-            backbone = build_backbone(name, size, 1).to("meta")  # shapes alone
-            image = torch.empty(1, 1, 64, 64, 64, device="meta")
-            stages, skips = backbone.stages(image), backbone.skips(image)
-            assert tuple(stage.shape[1] for stage in stages) == backbone.widths
-            assert tuple(skip.shape[1] for skip in skips) == backbone.skip_widths
-            assert stages[-1].shape[2:] == (64 // backbone.coarsest,) * 3
-            told += 1
-    assert told == 7
+    for size in ARCHITECTURES[architecture].sizes:
+        with init_empty_weights():  # shapes alone
+            model = FoundationModel.build(architecture, size, patch=(64, 64, 64))
+            backbone = build_backbone(architecture, size, 1).to("meta")
+        assert backbone.width == model.backbone.width == model.ssl_head.in_channels
+        image = torch.empty(1, 1, 64, 64, 64, device="meta")
+        stages, skips = backbone.stages(image), backbone.skips(image)
+        assert tuple(stage.shape[1] for stage in stages) == backbone.widths
+        assert tuple(skip.shape[1] for skip in skips) == backbone.skip_widths
+        assert stages[-1].shape[2:] == (64 // backbone.coarsest,) * 3
+        assert backbone(image).decoded.shape == (1, backbone.width, 64, 64, 64)
+        told += 1
+    assert told == sizes
+    assert set(ARCHITECTURES) == {"segresnet", "swinunetr", "resenc"}
+
+
+def test_settings_of_a_network_are_kept_and_files_from_before_there_were_any_are_read(tmp_path: Path) -> None:
+    spec = ModelSpec(size="tiny", patch=(8, 8, 8), network={"blocks_down": [1, 2, 1]}, origin={"family": "ours"})
+    model = FoundationModel.of_spec(spec)
+    assert len(model.backbone.net.down_layers[1]) == 3  # a convolution and two blocks
+    save_foundation(model, tmp_path / "new.safetensors")
+    assert load_foundation(tmp_path / "new.safetensors").spec == spec
+    old = FoundationModel.build(size="tiny", patch=(8, 8, 8))
+    entries = {name: value for name, value in asdict(old.spec).items() if name not in ("network", "origin")}
+    header = json.dumps({"spec": entries, "heads": {}})
+    save_file(old.state_dict(), tmp_path / "old.safetensors", metadata={"medseqft": header})
+    assert load_foundation(tmp_path / "old.safetensors").spec == old.spec
+
+
+def test_a_patch_may_be_chosen_and_channels_are_held_against_the_file(tmp_path: Path) -> None:
+    save_foundation(FoundationModel.build(size="tiny", patch=(8, 8, 8)), tmp_path / "m.safetensors")
+    assert load_foundation(tmp_path / "m.safetensors", patch=(16, 8, 24)).spec.patch == (16, 8, 24)
+    with pytest.raises(ModelError, match=r"(?s)another number of channels.*found     1.*expected  2"):
+        load_foundation(tmp_path / "m.safetensors", channels=2)
+
+
+def test_a_fresh_ssl_head_leaves_backbone_and_task_heads_as_they_are() -> None:
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8), objective={"name": "none"})
+    model.add_head_("liver", 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = with_objective(model, {"name": "masked"}, seed=1)
+    assert other.spec.objective == {"name": "masked"}
+    after = other.state_dict()
+    assert sorted(after.keys() - before.keys()) == ["ssl_head.bias", "ssl_head.weight"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert list(model.state_dict()) == list(before)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: str(each["name"]))
@@ -127,8 +168,6 @@ def test_unknown_architectures_and_sizes_are_refused_with_the_known_ones() -> No
 
 
 def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     torn, foreign = tmp_path / "torn.safetensors", tmp_path / "foreign.safetensors"
     save_foundation(FoundationModel.build(size="tiny", patch=(8, 8, 8)), torn)
     torn.write_bytes(torn.read_bytes()[:-100])

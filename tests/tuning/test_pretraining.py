@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import medseqft_kit as mk
-from medseqft_kit.config import Model, Pretrain
-from medseqft_kit.errors import ConfigError, ModelError
-from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.config import Config, Model, Pretrain, parse_config, varied
+from medseqft_kit.errors import ConfigError, DataError, ModelError, RunError
+from medseqft_kit.models.foundation import FoundationModel, ModelSpec, with_objective
 from medseqft_kit.objectives.base import crops_of
 from medseqft_kit.objectives.masked import MaskedAutoencoding, MaskedReconstruction
 from medseqft_kit.objectives.registry import objective_of
 from medseqft_kit.settings import Settings
+from medseqft_kit.tuning.experiment import foundation_model, read_plans, run_sequence
 from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return mk.write_phantoms(tmp_path_factory.mktemp("data"), cases=3, shape=(24, 24, 24))["Phantom00_Unlabelled"]
+    return mk.write_phantoms(tmp_path_factory.mktemp("data"), cases=5, shape=(24, 24, 24))["Phantom00_Unlabelled"]
 
 
 def plan(data: Path, objective: str) -> Pretraining:
@@ -76,3 +79,81 @@ def test_masked_training_takes_the_same_steps_bit_for_bit_as_with_the_loss_writt
             optimiser.step()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def a_model_without_ssl_head(*fresh: str) -> FoundationModel:
+    spec = ModelSpec(size="tiny", patch=(16, 16, 16), objective={"name": "none"}, origin={"fresh": list(fresh)})
+    return FoundationModel.of_spec(spec, seed=5)
+
+
+def test_a_head_is_fitted_alone_with_what_did_not_come_with_the_weights(data: Path, tmp_path: Path) -> None:
+    for number, fresh in enumerate(((), ("backbone.net.up_",))):
+        start = a_model_without_ssl_head(*fresh)
+        before = {name: value.clone() for name, value in start.state_dict().items()}
+        model = pretrain_foundation(replace(plan(data, "masked"), start=start), tmp_path / str(number))
+        after = model.state_dict()
+        moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+        assert moved == {name for name in before if name.startswith("backbone.net.up_") and fresh}
+        assert objective_of(model) == MaskedReconstruction()
+        assert model.spec.patch == (16, 16, 16)
+        fitted = with_objective(start, model.spec.objective, Settings().seed).ssl_head.weight
+        assert not torch.equal(model.ssl_head.weight, fitted)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+
+
+def test_a_second_head_and_other_channels_are_refused(data: Path, tmp_path: Path) -> None:
+    with_head = FoundationModel.build(size="tiny", patch=(16, 16, 16))
+    with pytest.raises(ConfigError, match=r"(?s)bring an SSL head.*objective masked.*remove `foundation.pretrain`"):
+        pretrain_foundation(replace(plan(data, "masked"), start=with_head), tmp_path)
+    spec = ModelSpec(size="tiny", patch=(16, 16, 16), channels=2, objective={"name": "none"})
+    with pytest.raises(DataError, match=r"(?s)another number of channels.*found     1.*expected  2"):
+        pretrain_foundation(replace(plan(data, "masked"), start=FoundationModel.of_spec(spec)), tmp_path)
+
+
+def configured(data: Path, weights: Path, **more: Any) -> Config:
+    foundation = {"weights": str(weights), **more.pop("foundation", {})}
+    tasks = [{"name": "liver", "data": str(data.parent / "Phantom01_Liver"), "train_cases": 2}]
+    budget = {"steps": 2, "batch": 1, "checks": 1, "validation_cases": 1}
+    strategy = {"name": "medseqft", "buffer": {"k": 1, "max_draws": 16}, "lora": {"rank": 1}}
+    return parse_config({"foundation": foundation, "tasks": tasks, "budget": budget, "strategy": strategy, **more})
+
+
+def test_mds_without_a_head_is_refused_before_training_and_fitting_one_is_the_next_step(
+    data: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "m.safetensors"
+    mk.save_foundation(a_model_without_ssl_head(), weights)
+    with pytest.raises(ModelError, match=r"(?s)no SSL head.*foundation\.pretrain\.data.*random, kmeans or herding"):
+        run_sequence(configured(data, weights), tmp_path / "refused")
+    assert not (tmp_path / "refused" / "manifest.json").exists()
+    pretrain = {"pretrain": {"data": [str(data)], "steps": 2, "batch": 1, "cases": 2}}
+    config = configured(data, weights, foundation=pretrain)
+    fitted = foundation_model(config, read_plans(config), tmp_path / "run")
+    assert objective_of(fitted) == MaskedReconstruction()
+    weights_of_backbone = fitted.backbone.state_dict()
+    given = a_model_without_ssl_head().backbone.state_dict()
+    assert all(torch.equal(weights_of_backbone[name], value) for name, value in given.items())
+    again = foundation_model(config, read_plans(config), tmp_path / "run")
+    assert torch.equal(again.ssl_head.weight, fitted.ssl_head.weight)
+    other = configured(data, tmp_path / "other.safetensors", foundation=pretrain)
+    with pytest.raises(RunError, match=r"(?s)pre-training of other settings.*different: weights"):
+        foundation_model(other, read_plans(other), tmp_path / "run")
+
+
+def test_a_model_section_that_contradicts_the_weights_is_refused_and_a_patch_is_taken(
+    data: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "m.safetensors"
+    mk.save_foundation(a_model_without_ssl_head(), weights)
+    wrong = configured(data, weights, model={"architecture": "swinunetr", "size": "tiny", "patch": [64, 64, 64]})
+    with pytest.raises(
+        ConfigError, match=r"(?s)model\.architecture: swinunetr\n.*architecture segresnet, as in the file"
+    ):
+        foundation_model(wrong, [], tmp_path)
+    # A change on the command line does not turn defaults into demands.
+    same = varied(configured(data, weights, model={"patch": [24, 24, 24]}), {"seed": 3})
+    assert foundation_model(same, [], tmp_path).spec.patch == (24, 24, 24)
+    assert foundation_model(varied(configured(data, weights), {"seed": 3}), [], tmp_path).spec.patch == (16, 16, 16)
+    hub = parse_config({"foundation": {"weights": "hf://owner/repository/file.pt"}}, base=tmp_path)
+    assert hub.foundation.weights == "hf://owner/repository/file.pt"
