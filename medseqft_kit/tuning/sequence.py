@@ -28,6 +28,7 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
+from medseqft_kit.selection.choose import refuse_unscorable
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.types import Task
@@ -97,6 +98,8 @@ class Sequence:
             If there is no task, or two have the same name.
         DataError
             If a file of any task cannot be used; nothing was trained then.
+        ModelError
+            If volumes are to be scored and the model has no SSL head.
         RunError
             If the folder holds a run of other settings or tasks, or another process works on it.
         """
@@ -113,7 +116,8 @@ class Sequence:
         return Run(self.folder.path, self.progress)
 
     def _create(self, plans: list[TaskPlan], others: list[TaskPlan]) -> list[TaskPlan]:
-        build_strategy(self.settings.strategy)
+        if build_strategy(self.settings.strategy).selects:
+            refuse_unscorable(self.model, self.settings.strategy.buffer)
         options = PredictionOptions(**self.settings.predict.model_dump())
         structures = [structure for plan in (*plans, *others) for structure in plan.task.structures]
         refuse_unknown_structures(options.largest_component, structures)

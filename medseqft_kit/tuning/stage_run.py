@@ -77,10 +77,7 @@ def _validation_dice(model: FoundationModel, task: PreparedTask, precision: Prec
 
 def _start(context: Context, index: int) -> FoundationModel:
     if context.strategy.start == "scratch":
-        spec, seed = context.foundation.spec, derived_seed(context.settings.seed, "scratch")
-        fresh = FoundationModel.build(
-            spec.architecture, spec.size, channels=spec.channels, patch=spec.patch, seed=seed, objective=spec.objective
-        )
+        fresh = FoundationModel.of_spec(context.foundation.spec, derived_seed(context.settings.seed, "scratch"))
         return frozen_copy(context.precision.place_(fresh))
     if index == 0 or context.strategy.start == "foundation":
         return context.foundation

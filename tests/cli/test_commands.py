@@ -15,7 +15,7 @@ import yaml
 
 from medseqft_kit.cli import app
 
-COMMANDS = [command.__name__ for command in app.COMMANDS]
+COMMANDS = [command.__name__.rstrip("_") for command in app.COMMANDS]
 
 
 def _medseqft(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
