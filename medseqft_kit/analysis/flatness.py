@@ -93,11 +93,11 @@ def flatness(
     return pd.DataFrame([_summary(name, [row[name] for row in rows]) for name in rows[0]])
 
 
-def batch_loss(network: nn.Module, image: Tensor, label: Tensor) -> Loss:
+def batch_loss(network: nn.Module, image: Tensor, label: Tensor, unknown: Tensor | None = None) -> Loss:
     """L_seg of fixed crops as a function of weights by name."""
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
-        terms = segmentation_losses(functional_call(network, weights, (image,)), label)
+        terms = segmentation_losses(functional_call(network, weights, (image,)), label, unknown)
         return terms["dice"] + terms["cross_entropy"]
 
     return loss
@@ -109,9 +109,11 @@ def _of_batch(
     if batch.label is None:
         raise ValueError("flatness of the segmentation loss needs labelled crops")
     image, label = precision.place(batch.image), batch.label.to(precision.device)
-    loss = batch_loss(network, image, label)
+    unknown = None if batch.unknown is None else batch.unknown.to(precision.device)
+    loss = batch_loss(network, image, label, unknown)
     largest = top_eigenvalues(loss, weights, probes.eigenvalues, seed=probes.seed)
-    singles = [batch_loss(network, image[i : i + 1], label[i : i + 1]) for i in range(len(image))]
+    crops = [slice(i, i + 1) for i in range(len(image))]
+    singles = [batch_loss(network, image[i], label[i], None if unknown is None else unknown[i]) for i in crops]
     return {
         **{f"top eigenvalue {i + 1}": float(value) for i, value in enumerate(largest)},
         "hessian trace": float(trace_samples(loss, weights, probes.traces, seed=probes.seed).mean()),

@@ -81,12 +81,14 @@ class Segmentation(Metric):
     def __init__(self, batches: Sequence[Batch], precision: Precision) -> None:
         super().__init__()
         self.precision = precision
-        self.batches = [(precision.place(batch.image), _label(batch).to(precision.device)) for batch in batches]
+        self.batches = [
+            (precision.place(batch.image), *(part.to(precision.device) for part in _labels(batch))) for batch in batches
+        ]
 
     @property
     def crops(self) -> int:
         """Crops that one point costs a forward pass of."""
-        return sum(len(image) for image, _ in self.batches)
+        return sum(len(image) for image, *_ in self.batches)
 
     @property
     def key(self) -> str:
@@ -100,15 +102,18 @@ class Segmentation(Metric):
     def __call__(self, model_wrapper: ModelWrapper) -> tuple[float, float]:
         """Means over batches; Dice is the mean over the foreground classes that a batch shows, NaN if none does."""
         losses, scores = [], []
-        for image, label in self.batches:
+        for image, label, *unknown in self.batches:
             with torch.no_grad(), self.precision.autocast():
                 logits = model_wrapper.forward(image)
-            losses.append(sum(segmentation_losses(logits, label).values(), torch.zeros((), device=logits.device)))
+            losses.append(
+                sum(segmentation_losses(logits, label, *unknown).values(), torch.zeros((), device=logits.device))
+            )
             scores.append(hard_dice(logits.argmax(dim=1), label, logits.shape[1]).nanmean())
         return float(torch.stack(losses).mean()), float(torch.stack(scores).nanmean())
 
 
-def _label(batch: Batch) -> Tensor:
+def _labels(batch: Batch) -> tuple[Tensor, ...]:
+    """The label and, where it is not complete, what it was not drawn for."""
     if batch.label is None:
         raise ValueError("the segmentation loss needs labelled crops")
-    return batch.label
+    return (batch.label,) if batch.unknown is None else (batch.label, batch.unknown)

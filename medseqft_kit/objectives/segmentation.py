@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from medseqft_kit.tasks.types import IGNORE
@@ -17,19 +17,24 @@ training would else settle on background and never find it."""
 
 
 def segmentation_losses(
-    logits: Float[Tensor, "b k d h w"], label: Int[Tensor, "b d h w"]
+    logits: Float[Tensor, "b k d h w"], label: Int[Tensor, "b d h w"], unknown: Bool[Tensor, "b k"] | None = None
 ) -> dict[str, Float[Tensor, ""]]:
     """Soft Dice loss and weighted cross-entropy, each averaged over what can be judged.
 
     The Dice term runs over the foreground classes that are present in the batch: over absent classes it would drive
     them to nothing. Voxels labelled 255 count nowhere. All in fp32, whatever the logits are.
 
+    Parameters
+    ----------
+    unknown
+        Classes that a sample's label was not drawn for: see :func:`marginal_logits`.
+
     Returns
     -------
     dict
         ``dice`` in 0…1 (0 where the batch shows no foreground) and ``cross_entropy`` ≥ 0.
     """
-    logits = logits.float()
+    logits = marginal_logits(logits.float(), unknown)
     classes = logits.shape[1]
     known = label != IGNORE
     weight = class_weights(label[known], classes)
@@ -46,6 +51,28 @@ def segmentation_losses(
     present = truth.sum(axes)[1:] > 0
     dice = ((1 - score) * present).sum() / present.sum().clamp(min=1)
     return {"dice": dice, "cross_entropy": cross_entropy}
+
+
+def marginal_logits(
+    logits: Float[Tensor, "b k d h w"], unknown: Bool[Tensor, "b k"] | None
+) -> Float[Tensor, "b k d h w"]:
+    """Logits in which the classes that a sample's label was not drawn for are part of that sample's background.
+
+    Where such a label says background, there may be a structure that nobody drew: p(background) becomes its sum with
+    those of the unknown classes, and theirs become 0. The marginal loss of Shi et al. (arXiv 2007.03868), of the kind
+    that Fidon et al. (arXiv 2107.03846) call label-set losses. Without unknown classes the logits come back untouched.
+
+    >>> one = torch.zeros(1, 3, 1, 1, 1)
+    >>> marginal_logits(one, torch.tensor([[False, False, True]])).softmax(1).flatten()
+    tensor([0.6667, 0.3333, 0.0000])
+    """
+    if unknown is None:
+        return logits
+    hidden = unknown[:, :, None, None, None]
+    background = torch.zeros_like(hidden)
+    background[:, 0] = True
+    merged = logits.masked_fill(~(hidden | background), -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([merged, logits.masked_fill(hidden, -torch.inf)[:, 1:]], dim=1)
 
 
 def class_weights(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, " k"]:

@@ -183,8 +183,8 @@ def _check(training: Training, step: int, history: list[Row]) -> bool:
 
 def placed(batch: Batch, precision: Precision) -> Batch:
     """The batch on the device that computes, channels last."""
-    label = None if batch.label is None else batch.label.to(precision.device)
-    return Batch(precision.place(batch.image), label, batch.cases, batch.task)
+    label, unknown = (None if part is None else part.to(precision.device) for part in (batch.label, batch.unknown))
+    return Batch(precision.place(batch.image), label, batch.cases, batch.task, unknown)
 
 
 def _refuse(training: Training, terms: Mapping[str, Tensor], batches: Sequence[Batch], step: int) -> None:

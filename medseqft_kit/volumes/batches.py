@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
 from medseqft_kit.errors import ConfigError
@@ -35,12 +35,15 @@ class Batch:
         The case each crop comes from.
     task
         Whose classes `label` means; empty where the crops come from several tasks.
+    unknown
+        (B, K): classes that a crop's label was not drawn for; None where all labels are complete.
     """
 
     image: Float[Tensor, "b c d h w"]
     label: Int64[Tensor, "b d h w"] | None
     cases: tuple[str, ...]
     task: str
+    unknown: Bool[Tensor, "b k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,17 @@ class BatchSource:
             label=torch.stack([label.long() for _, label in samples if label is not None]) if self.labelled else None,
             cases=tuple(case for _, case in picked),
             task=names.pop() if len(names) == 1 else "",
+            unknown=self._unknown(picked) if self.labelled else None,
         )
+
+    def _unknown(self, picked: list[tuple[TaskVolumes, str]]) -> Bool[Tensor, "b k"] | None:
+        classes = [volumes.volume(case).unknown for volumes, case in picked]
+        if not any(classes):
+            return None
+        flags = torch.zeros(len(picked), picked[0][0].task.classes, dtype=torch.bool)
+        for row, unknown in zip(flags, classes, strict=True):
+            row[list(unknown)] = True
+        return flags
 
     def _walk(self, step: int) -> list[int]:
         """Which entries a step sees: positions of an endless row of permutations."""

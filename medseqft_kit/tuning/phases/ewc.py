@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.objectives.retention import Quadratic, fisher_diagonal, voxel_cross_entropy
+from medseqft_kit.objectives.segmentation import marginal_logits
 from medseqft_kit.tuning.phases.base import NOTHING, Finished, Phase, Stage, State
 from medseqft_kit.tuning.phases.full import fresh_student, supervised
 from medseqft_kit.volumes.batches import Batch
@@ -60,7 +61,8 @@ class EWC(Phase):
 def _crop_losses(model: FoundationModel, crops: Iterator[Batch]) -> Iterator[Tensor]:
     for crop in crops:
         assert crop.label is not None
-        yield voxel_cross_entropy(model(crop.image, crop.task), crop.label)
+        logits = model(crop.image, crop.task)
+        yield voxel_cross_entropy(marginal_logits(logits.float(), crop.unknown), crop.label)
 
 
 def _packed(penalty: Quadratic) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def fresh_student(stage: Stage, keep_head: bool = False) -> FoundationModel:
 def supervised(model: FoundationModel, features: Features, batch: Batch) -> dict[str, Tensor]:
     """L_seg of a labelled batch through the head of the batch's own task."""
     assert batch.label is not None
-    return segmentation_losses(model.logits(features, batch.task), batch.label)
+    return segmentation_losses(model.logits(features, batch.task), batch.label, batch.unknown)
 
 
 def take(features: Features, part: slice) -> Features:
