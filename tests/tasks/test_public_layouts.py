@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medseqft_kit.errors import ConfigError, DataError
-from medseqft_kit.tasks.catalogue import BTCV, CATALOGUE, TOTALSEGMENTATOR
+from medseqft_kit.tasks.catalogue import BTCV, CATALOGUE, TOTALSEGMENTATOR, DataSet
 from medseqft_kit.tasks.check import check_task
 from medseqft_kit.tasks.images import read_header, read_image
 from medseqft_kit.tasks.labels import read_label
@@ -136,6 +136,21 @@ def test_archives_to_download_have_a_checksum_and_a_licence_that_allows_it():
     direct = [entry for entry in CATALOGUE.values() if entry.url]
     assert all(len(entry.sha256) == 64 and entry.commercial and entry.licence for entry in direct)
     assert len(direct) == len({entry.sha256 for entry in direct}) == 10
+
+
+def test_the_page_on_data_lists_what_the_catalogue_knows():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    listed = [line for line in page.splitlines() if line.count("|") == 8 and line.startswith("| `")]
+    assert listed == [row(entry) for entry in CATALOGUE.values()]
+    assert len(listed) == 28
+
+
+def row(entry: DataSet) -> str:
+    spacing = " × ".join(f"{size:g}" for size in entry.spacing) if entry.spacing else "–"
+    window = " … ".join(f"{edge:g}" for edge in entry.window).replace("-", "−") if entry.window else "–"
+    images = entry.modality[0] + (f" × {len(entry.modality)}" if len(entry.modality) > 1 else "")
+    cells = (f"`{entry.name}`", entry.layout, images, len(entry.structures), spacing, window)
+    return "| " + " | ".join(map(str, (*cells, {True: "yes", False: "no", None: "?"}[entry.commercial]))) + " |"
 
 
 def test_a_mask_for_each_structure_reads_as_one_map_and_only_what_is_asked_for(tmp_path):
