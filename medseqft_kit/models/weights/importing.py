@@ -23,6 +23,10 @@ NO_SSL_HEAD = (
     "no SSL head: MDS has no loss to score with; name volumes in `foundation.pretrain.data` beside "
     "`foundation.weights`, and a head is fitted on them with the backbone frozen"
 )
+UNITS = (
+    "the network saw CT windows as 0 to 1, and here they are -1 to 1: tuning adapts to that, and the loss of an SSL "
+    "head that came with the weights is shifted by it"
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def _notes(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
         notes.append(
             f"first convolution for {spec.channels} channels: the weights repeated and divided by {spec.channels}"
         )
+    if recipe.card.inputs.window is not None:
+        notes.append(UNITS)
     if spec.objective["name"] == "none":
         notes.append(NO_SSL_HEAD)
     return tuple(notes)

@@ -250,6 +250,9 @@ def test_a_widened_stem_gives_the_plain_network_the_same_features_under_all_of_i
     net = scrambled(resenc(*ISOTROPIC, classes=1))
     torch.save({"network_weights": net.state_dict()}, tmp_path / "c.pth")
     model = import_foundation(tmp_path / "c.pth", Wishes(channels=2)).model.eval()
+    # Instance norms hide a factor in the features, so the weights themselves are looked at too.
+    stem = model.backbone.net.encoder.stem.convs[0].conv.weight
+    torch.testing.assert_close(stem.sum(1, keepdim=True), turned(net.encoder.stem.convs[0].conv.weight, [2, 1, 0]))
     plain = resenc(*ISOTROPIC, classes=1, channels=2).eval()
     head = {f"{model.backbone.head_key}.{name}": torch.zeros_like(value) for name, value in
             net.decoder.seg_layers[-1].state_dict().items()}  # fmt: skip
