@@ -221,8 +221,7 @@ def _read_back(seg: Dataset, path: Path, stack: Stack) -> UInt8[np.ndarray, "x y
     found = np.zeros(stack.shape, np.uint8)
     to_voxel = np.linalg.inv(LPS_TO_RAS @ stack.affine)
     shared = seg.SharedFunctionalGroupsSequence[0]
-    frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
-    for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+    for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
         orientation = (group.get("PlaneOrientationSequence") or shared.PlaneOrientationSequence)[0]
         spacing = (group.get("PixelMeasuresSequence") or shared.PixelMeasuresSequence)[0].PixelSpacing
         origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, np.float64)
@@ -238,6 +237,17 @@ def _read_back(seg: Dataset, path: Path, stack: Stack) -> UInt8[np.ndarray, "x y
                 expected=f"{wanted[0].tolist()} and {wanted[1].tolist()}",
                 next_step="keep the NIfTI file, and report this",
             )
-        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        found[..., index][frame.T > 0] = number
+        segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        found[..., index][_frame(seg, number).T > 0] = segment
     return found
+
+
+def _frame(seg: Dataset, number: int) -> UInt8[np.ndarray, "rows columns"]:
+    """One frame of packed bits, the first pixel in the lowest (DICOM PS3.5, 8.2); frames need not begin with a byte.
+
+    Unpacked all at once, as pydicom does it, the frames of a hundred structures would take gigabytes.
+    """
+    size = seg.Rows * seg.Columns
+    first = number * size
+    packed = np.frombuffer(seg.PixelData, np.uint8)[first // 8 : -(-(first + size) // 8)]
+    return np.unpackbits(packed, bitorder="little")[first % 8 :][:size].reshape(seg.Rows, seg.Columns)

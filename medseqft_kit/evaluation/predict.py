@@ -29,7 +29,8 @@ from medseqft_kit.volumes.preprocess import Preprocessing, preprocess, preproces
 from medseqft_kit.volumes.types import Volume
 
 Image = str | Path | Sequence[str | Path] | np.ndarray
-"""A file, one file for each channel, or an array (X, Y, Z) or (X, Y, Z, C) as nibabel reads it."""
+"""A NIfTI file or DICOM series (its folder, or a file of it), one for each channel, or an array (X, Y, Z) or
+(X, Y, Z, C) as nibabel reads it."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def predict(
     model
         What ``run.model(task)``, :func:`load_predictor` or :func:`ensemble` returns.
     image
-        A NIfTI file, one file for each channel, or an array (X, Y, Z) or (X, Y, Z, C); an array is left as it is.
+        A NIfTI file or DICOM series (its folder, or a file of it), one for each channel, or an array (X, Y, Z) or
+        (X, Y, Z, C), which is left as it is.
     affine
         Voxel index to mm (RAS+), for an array only.
     options

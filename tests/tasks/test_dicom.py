@@ -104,8 +104,8 @@ def test_slices_of_another_size_are_refused(write_dicom: Write, folder: Path) ->
         read_image(folder)
 
 
-def test_positions_rounded_to_tenths_of_a_millimetre_still_make_a_volume(write_dicom: Write, folder: Path) -> None:
-    write_dicom(folder, STORED, steps=np.round(0.6251 * np.arange(7), 2))
+def test_positions_rounded_to_hundredths_of_a_millimetre_still_make_a_volume(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder, STORED, steps=np.round(np.arange(7) / 3, 2))
     assert read_image(folder)[0].shape == (6, 5, 7)
 
 
