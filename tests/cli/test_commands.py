@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -82,6 +83,21 @@ def test_predict_writes_in_the_images_own_geometry_and_label_values(run: Path, w
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine, atol=1e-5)
     assert set(np.unique(written.dataobj)) <= {0, 1, 2}
+
+
+def test_predict_takes_a_folder_of_dicom_and_writes_dicom_seg_beside_the_nifti(
+    run: Path, workspace: Path, tmp_path: Path, write_dicom: Callable[..., list[Path]]
+) -> None:
+    image = sorted((workspace / "data" / "Phantom01_Liver" / "imagesTr").glob("*.nii.gz"))[0]
+    values = np.asarray(nib.Nifti1Image.from_filename(image).dataobj)
+    write_dicom(tmp_path / "patient", values.T.astype(np.int16), spacing=(1.5, 1.5), RescaleIntercept="0")
+    result = _medseqft("predict", run, tmp_path / "patient", "--out", tmp_path / "out", "--dicom-seg")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(tmp_path / "out" / name) for name in ("patient.nii.gz", "patient_seg.dcm")]
+    refused = _medseqft("predict", run, tmp_path / "out/patient.nii.gz", "--out", tmp_path / "other", "--dicom-seg")
+    assert refused.returncode == 1
+    assert "DICOM series" in refused.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_predict_mixes_the_weights_of_both_models_where_it_is_asked_to(
