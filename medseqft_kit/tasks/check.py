@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.tasks import across, contents, geometry
 from medseqft_kit.tasks.dicom import checks as dicom
 from medseqft_kit.tasks.facts import CaseFacts, gather
-from medseqft_kit.tasks.findings import CheckReport, Finding
+from medseqft_kit.tasks.findings import CheckReport, Finding, shown
 from medseqft_kit.tasks.layouts import defects_known_of, detect_task
 from medseqft_kit.tasks.types import Task
 
-__all__ = ["CASE_CHECKS", "CheckReport", "Finding", "check_task"]
+__all__ = ["CASE_CHECKS", "CheckReport", "Finding", "check_task", "shared_images"]
 
 CASE_CHECKS: tuple[Callable[[Task, CaseFacts], Iterator[Finding]], ...] = (
     contents.files_exist,
@@ -76,7 +77,35 @@ def _check(task: Task, progress: Progress) -> CheckReport:
     findings += across.unusual_spacing(task, seen)
     if not cases:
         findings.append(_no_cases(task))
-    return CheckReport(task.name, len(cases), tuple(findings))
+    images = {image.digest: f"{shown(task, image.path)} of {task.name}" for image in seen}
+    return CheckReport(task.name, len(cases), tuple(findings), images)
+
+
+def shared_images(reports: Sequence[CheckReport]) -> tuple[CheckReport, ...]:
+    """The same reports, with a warning for each image that an earlier data set among them holds too.
+
+    Public sets are made of each other: LiTS is MSD's Task03_Liver, FLARE takes from both.
+    """
+    first: dict[str, str] = {}
+    told = []
+    for report in reports:
+        twins = [(file, first[digest]) for digest, file in report.images.items() if digest in first]
+        told.append(replace(report, findings=(*report.findings, *(_twin(report, *twin) for twin in twins))))
+        first = {**report.images, **first}
+    return tuple(told)
+
+
+def _twin(report: CheckReport, file: str, other: str) -> Finding:
+    return Finding(
+        "warning",
+        report.task,
+        "",
+        file.removesuffix(f" of {report.task}"),
+        "image of another data set",
+        found=f"same voxels as {other}",
+        expected="each image in one data set",
+        next_step="name one patient for both by `split.group`, or leave one out: test cases leak into training",
+    )
 
 
 def _no_cases(task: Task) -> Finding:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +51,14 @@ class CheckReport:
         Name of the data set.
     cases
         Number of cases checked, labelled and unlabelled.
+    images
+        Hash of an image's voxels to its file: what tells whether another data set holds the same image.
     """
 
     task: str
     cases: int
     findings: tuple[Finding, ...]
+    images: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -94,5 +98,9 @@ def finding(
     severity: Severity = "error",
 ) -> Finding:
     """A finding about `path`, shown relative to the data set's folder."""
-    file = path.relative_to(task.root) if path.is_relative_to(task.root) else path
-    return Finding(severity, task.name, case, str(file), problem, found, expected, next_step)
+    return Finding(severity, task.name, case, shown(task, path), problem, found, expected, next_step)
+
+
+def shown(task: Task, path: Path) -> str:
+    """A path relative to the data set's folder, where it lies inside."""
+    return str(path.relative_to(task.root) if path.is_relative_to(task.root) else path)

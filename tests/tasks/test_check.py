@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from medseqft_kit.cli.app import app
-from medseqft_kit.tasks.check import check_task
+from medseqft_kit.tasks.check import check_task, shared_images
 from medseqft_kit.tasks.check_table import findings_table
 from medseqft_kit.tasks.layouts import load_task
 
@@ -449,3 +449,26 @@ def test_labels_of_a_mapping_are_checked_against_what_the_set_declares(small):
     assert check_task(task).findings == ()
     small.save(small.b_label, small.label(1))
     assert [each.problem for each in check_task(task).warnings] == ["empty label"]
+
+
+def test_an_image_of_another_data_set_is_found_by_its_voxels(msd, nnunet, small):
+    other = nnunet("far")
+    small.save(other / "imagesTr" / "far_0001.nii.gz", small.image(1).astype(np.float32))  # case b, as another type
+    reports = shared_images([check_task(small.root), check_task(other)])
+    assert reports[0].findings == ()
+    assert [(each.problem, each.severity, each.file, each.found) for each in reports[1].findings] == [
+        (
+            "image of another data set",
+            "warning",
+            "imagesTr/far_0000.nii.gz",
+            "same voxels as imagesTr/a.nii.gz of Task42_Small",
+        ),
+        (
+            "image of another data set",
+            "warning",
+            "imagesTr/far_0001.nii.gz",
+            "same voxels as imagesTr/b.nii.gz of Task42_Small",
+        ),
+    ]
+    assert command(small.root, other) == 0
+    assert command(small.root, other, "--strict") == 1

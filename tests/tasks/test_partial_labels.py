@@ -10,14 +10,14 @@ import torch
 import yaml
 
 from medseqft_kit.config import TaskSection
-from medseqft_kit.errors import ConfigError
+from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.evaluation.evaluate import evaluate
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.objectives.segmentation import marginal_logits, segmentation_losses
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.labels import read_classes
 from medseqft_kit.tasks.layouts import load_task
-from medseqft_kit.tuning.plan import TaskPlan, choose_cases, manifest_entry, split_plans
+from medseqft_kit.tuning.plan import TaskPlan, check_data, choose_cases, manifest_entry, split_plans
 from medseqft_kit.volumes.batches import BatchSource
 from medseqft_kit.volumes.preprocess import Preprocessing
 from medseqft_kit.volumes.store import prepare
@@ -53,17 +53,28 @@ def test_a_structure_of_which_a_part_was_not_drawn_counts_nowhere(msd):
     assert set(np.unique(classes)) == {0, 255}
 
 
-def test_the_configuration_says_what_was_drawn_and_the_manifest_keeps_it(msd):
+@pytest.mark.parametrize(("said", "kept", "values"), [("[head]", ["head"], {1}), ("present", "present", "present")])
+def test_the_configuration_says_what_was_drawn_and_the_manifest_keeps_it(msd, said, kept, values):
     root = msd("a", "b", "c")
-    text = f"{{name: small, data: {root}, annotated: [head]}}"
+    text = f"{{name: small, data: {root}, annotated: {said}}}"
     plan = TaskPlan.from_section(TaskSection.model_validate(yaml.safe_load(text)))
-    assert {case.annotated for case in plan.task.cases} == {frozenset({1})}
+    assert [case.annotated for case in plan.task.cases] == [values] * 3
     split = split_plans([plan], Settings())["small"]
     entry = manifest_entry(plan, split, choose_cases(plan, split, Settings()))
-    assert entry["annotated"] == ["head"]
+    assert entry["annotated"] == kept
     assert TaskPlan.from_entry("small", entry).task == plan.task
     with pytest.raises(ConfigError, match=r"annotated[\s\S]*heart[\s\S]*head, tail"):
         load_task(root).annotated_for(["heart"])
+
+
+def test_a_run_checks_the_masks_that_it_reads_and_no_others(tmp_path):
+    public_sets.totalsegmentator(tmp_path)
+    (tmp_path / "s0003" / "segmentations" / "esophagus.nii.gz").write_bytes(b"")
+    check_data([TaskPlan(load_task(tmp_path, "liver", {"liver": 5}))])
+    with pytest.raises(DataError, match=r"esophagus\.nii\.gz: unreadable"):
+        check_data(
+            [TaskPlan(load_task(tmp_path, "liver", {"liver": 5})), TaskPlan(load_task(tmp_path, "gut", {"gut": 15}))]
+        )
 
 
 def test_the_store_keeps_both_ways_apart_and_complete_labels_where_they_were(msd, tmp_path):

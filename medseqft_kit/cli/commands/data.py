@@ -59,11 +59,12 @@ def check(
     from rich.console import Console
 
     from medseqft_kit.progress import rich_progress
-    from medseqft_kit.tasks.check import check_task
+    from medseqft_kit.tasks.check import check_task, shared_images
     from medseqft_kit.tasks.check_table import findings_table
 
     with rich_progress() as progress:
-        reports = [check_task(dataset, strict, progress=progress) for dataset in datasets]
+        reports = shared_images([check_task(dataset, progress=progress) for dataset in datasets])
+    reports = tuple(report.strict() if strict else report for report in reports)
     for dataset, report in zip(datasets, reports, strict=True):
         typer.echo(f"{dataset}: {report.summary}")
         if report.findings:
