@@ -169,6 +169,9 @@ class Compute(Section):
     workers: int = Field(1, ge=0, description="threads that cut crops ahead of the training")
     processes: int = Field(2, gt=0, description="runs of a comparison side by side")
     checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
+    tracker: str = Field(
+        "tensorboard", description="what shows losses as they come: `tensorboard`, another of Accelerate's, or `none`"
+    )
 
 
 class Settings(Section):

@@ -46,6 +46,7 @@ from medseqft_kit.tuning.plan import (
 from medseqft_kit.tuning.sources import PreparedTask
 from medseqft_kit.tuning.stage_run import run_stage
 from medseqft_kit.tuning.strategies import Strategy, build_strategy
+from medseqft_kit.tuning.tracking import refuse_missing_tracker
 from medseqft_kit.volumes.store import prepare
 
 
@@ -105,6 +106,7 @@ class Sequence:
         """
         plans, others = _plans(tasks), _plans(held_back)
         _refuse_same_names([*plans, *others])
+        refuse_missing_tracker(self.settings.compute.tracker)
         with _at_work(self.folder, self.settings):
             if self.folder.exists:
                 self.folder = RunFolder.open(self.folder.path)
@@ -153,9 +155,7 @@ class Run:
         """
         new = task if isinstance(task, TaskPlan) else TaskPlan(task)
         folder = RunFolder.open(self.path)
-        settings = Settings.model_validate(
-            {key: value for key, value in folder.manifest["config"].items() if key in Settings.model_fields}
-        )
+        settings = _settings(folder)
         with _at_work(folder, settings):
             names = [stage["task"] for stage in folder.stages]
             if new.task.name not in names:
@@ -193,11 +193,30 @@ class Run:
         """What predicts one task: M'_t, M_t or M_0 mixed with M'_t; `strategy.predictor` unless said otherwise."""
         return load_predictor(self.path, task, which or self.headline)
 
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that the run was made with."""
+        return build_strategy(_settings(RunFolder.open(self.path)).strategy)
+
+    def stage_of(self, task: str) -> tuple[Path, Path]:
+        """Folder of a task's stage, and the file of the model that it started from (M_0's where that was fresh)."""
+        folder = RunFolder.open(self.path)
+        index = self.tasks.index(task)
+        before = index > 0 and self.strategy.start == "previous"
+        start = folder.stage_folder(index - 1) / "merged.safetensors" if before else folder.foundation
+        return folder.stage_folder(index), start
+
     def report(self) -> Path:
         """Write `report.html` and return its path."""
         from medseqft_kit.report.page import write_report
 
         return write_report(self.path)
+
+
+def _settings(folder: RunFolder) -> Settings:
+    return Settings.model_validate(
+        {key: value for key, value in folder.manifest["config"].items() if key in Settings.model_fields}
+    )
 
 
 def _plan_stages(folder: RunFolder, plans: list[TaskPlan], settings: Settings, held_back: Tasks[TaskPlan] = ()) -> None:

@@ -20,6 +20,7 @@ from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.ingredients import Ingredients, of_phase, tensors_hash
 from medseqft_kit.tuning.phases.base import NOTHING, Phase, Stage
 from medseqft_kit.tuning.sources import Sources
+from medseqft_kit.tuning.tracking import Tracking, tracking
 from medseqft_kit.tuning.trainer import Training, train
 from medseqft_kit.volumes.batches import Source
 
@@ -60,6 +61,9 @@ def _phase(
         reused = context.take_or_make(ingredients, folder, lambda: _train(context, phase, stage, crops, file))
         history, timing = _read_record(record)
         _write_history(folder / "history.jsonl", phase.name, history)
+        if reused:
+            with _tracking(context, phase, folder)(0) as track:
+                track(history)
         append_row(folder / "timing.jsonl", {**timing, "reused": reused})
     history, _ = _read_record(record)
     return context.load(file), [row for row in history if "validation_dice" in row][-1]["validation_dice"]
@@ -97,6 +101,7 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
         workers=settings.compute.workers,
         checkpoint_seconds=settings.compute.checkpoint_seconds,
         progress=lambda label, done, total: context.progress(f"{stage.task}: {label}", done, total),
+        tracking=_tracking(context, phase, folder),
     )
     with measured("phase", phase=phase.name) as timing:
         rows = train(training)
@@ -114,6 +119,11 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
     save_foundation(finished.model, file)
     write_json(folder / f"record_{phase.name}.json", {"history": rows, "timing": timing})
     return made
+
+
+def _tracking(context: Context, phase: Phase, folder: Path) -> Tracking:
+    tracker, run = context.settings.compute.tracker, f"{folder.name}/{phase.name}"
+    return tracking(tracker, context.run.path / "tensorboard", run)
 
 
 def _read_record(path: Path) -> tuple[list[Row], Row]:

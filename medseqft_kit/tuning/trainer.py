@@ -23,6 +23,7 @@ from medseqft_kit.runs.history import Row
 from medseqft_kit.runs.interrupt import Interrupted, stop_requested
 from medseqft_kit.settings import Optimizer
 from medseqft_kit.tuning.checkpoint import Progressed, restore_checkpoint_, save_checkpoint
+from medseqft_kit.tuning.tracking import Track, Tracking, untracked
 from medseqft_kit.volumes.batches import Batch, Source, prefetch
 
 Losses = Callable[[Sequence[Batch], int], Mapping[str, Tensor]]
@@ -46,7 +47,8 @@ class Training:
     longest prefix that fits counts). `carried` are tensors that `losses` changes in place; a checkpoint restores them.
     `sharpness` is ρ of sharpness-aware minimisation (Foret et al., arXiv 2010.01412, eq. 2–3): the gradient is taken
     where the loss is highest, to first order, within that distance of the weights; 0 is plain descent. With
-    `checks_first`, or without a step to take, the model is checked as it is before the first step.
+    `checks_first`, or without a step to take, the model is checked as it is before the first step. `tracking` is told
+    every row of the history as it is made.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Training:
     workers: int = 1
     checkpoint_seconds: float = 60.0
     progress: Progress = field(default=silent)
+    tracking: Tracking = untracked
 
 
 def train(training: Training) -> list[Row]:
@@ -81,23 +84,34 @@ def train(training: Training) -> list[Row]:
     if training.steps == 0:
         untrained: list[Row] = []
         _check(training, -1, untrained)
+        with training.tracking(0) as track:
+            track(untrained)
         return untrained
     optimizer = _optimizer(training)
     progressed = restore_checkpoint_(training.checkpoint, training.model, optimizer, training.carried)
+    with training.tracking(progressed.step) as track:
+        return _continued(training, optimizer, progressed, track)
+
+
+def _continued(training: Training, optimizer: torch.optim.AdamW, progressed: Progressed, track: Track) -> list[Row]:
+    """The loop itself, from where the training has got to."""
     history, saved_at = list(progressed.history), time.monotonic()
     if not history and training.checks_first:
         _check(training, -1, history)
+        track(history)
     if history and history[-1].get("done"):
         return history
     steps = range(progressed.step, training.steps)
     batches = zip(*(prefetch(source, steps, training.workers) for source in training.sources), strict=True)
     for step, fetched in zip(steps, batches, strict=True):
+        known = len(history)
         batches_of_step = [placed(batch, training.precision) for batch, _ in fetched]
         rate = _rate(step, training.steps)
         terms = _step(training, optimizer, batches_of_step, step, rate)
         history.append({"phase": training.name, "step": step, **terms, "learning_rate": rate})
         training.progress(training.name, step + 1, training.steps)
         ended = _check(training, step, history)
+        track(history[known:])
         if stop_requested() or ended or time.monotonic() - saved_at >= training.checkpoint_seconds:
             reached = Progressed(step + 1, history)
             save_checkpoint(training.checkpoint, training.model, optimizer, reached, training.carried)
