@@ -32,6 +32,7 @@ COMMANDS = (
     results.predict,
     results.evaluate,
     results.report,
+    results.export,
     inspection.doctor,
 )
 
