@@ -204,16 +204,18 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def parse_task(data: Path, name: str | None, labels: str | None, train_cases: int | None) -> TaskSection:
+def parse_task(
+    data: Path, name: str | None, labels: str | None, train_cases: int | None, modality: str | None = None
+) -> TaskSection:
     """A task as the command line gives it: the mapping as YAML text, the name by default that of the folder."""
-    section = {"name": name or data.resolve().name, "data": data, "train_cases": train_cases}
+    section = {"name": name or data.resolve().name, "data": data, "train_cases": train_cases, "modality": modality}
     try:
         return TaskSection.model_validate({**section, "labels": yaml.safe_load(labels) if labels else None})
     except (ValidationError, yaml.YAMLError) as problem:
         raise ConfigError(
             "the task cannot be used as it is given.",
             found=str(problem),
-            expected="a name of letters, digits, - and _; labels such as '{organ: [1, 2], tumour: 3}'",
+            expected="a name of letters, digits, - and _; labels such as '{organ: [1, 2], tumour: 3}'; CT, MR or PET",
         ) from None
 
 

@@ -79,8 +79,11 @@ def test_a_task_from_the_command_line_takes_its_mapping_as_yaml() -> None:
     section = parse_task(Path("Task04_Hippocampus"), None, "{front: 1, rest: [2, 3]}", 4)
     assert section.name == "Task04_Hippocampus"
     assert section.labels == {"front": 1, "rest": (2, 3)}
+    assert parse_task(Path("amos22"), None, None, None, "MR").modality == "MR"
     with pytest.raises(ConfigError, match="a name of letters"):
         parse_task(Path("x"), "no/slash", None, None)
+    with pytest.raises(ConfigError, match="CT, MR or PET"):
+        parse_task(Path("x"), None, None, None, "US")
 
 
 def test_shipped_configurations_are_valid() -> None:

@@ -52,6 +52,7 @@ def add(
         str | None, typer.Option(help="Label mapping as YAML, for instance '{organ: [1, 2], tumour: 3}'.")
     ] = None,
     train_cases: Annotated[int | None, typer.Option(help="Labelled cases used; all by default.")] = None,
+    modality: Annotated[str | None, typer.Option(help="CT, MR or PET, where the data set holds several.")] = None,
 ) -> None:
     """The next task arrives: one more stage on an existing run; old tasks are evaluated before and after."""
     from medseqft_kit.cli.tables import show_cases
@@ -60,7 +61,7 @@ def add(
     from medseqft_kit.tuning.plan import TaskPlan
     from medseqft_kit.tuning.sequence import Run
 
-    section = parse_task(dataset, name, labels, train_cases)
+    section = parse_task(dataset, name, labels, train_cases, modality)
     with rich_progress() as progress:
         result = Run(run, progress).add(TaskPlan.from_section(section))
     show_cases(result.cases())
