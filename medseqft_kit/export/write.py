@@ -50,12 +50,12 @@ def export(run: str | Path, task: str, form: str, out: str | Path, which: str | 
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} holds something already.", expected="a new folder", next_step="another --out")
-    run = Run(Path(run))
-    chosen = _which(run, task, form, which)
-    predictor = load_predictor(run.path, task, chosen)
+    source = Run(Path(run))
+    chosen = _which(source, task, form, which)
+    predictor = load_predictor(source.path, task, chosen)
     predictor = replace(predictor, model=predictor.model.cpu().eval(), options=PLAIN)
     with new_folder(folder) as temporary:
-        return _write(run, predictor, chosen, form, temporary)
+        return _write(source, predictor, chosen, form, temporary)
 
 
 def _which(run: Run, task: str, form: str, which: str | None) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -16,7 +16,7 @@ from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.runs.history import Row, read_rows
 from medseqft_kit.runs.interrupt import Interrupted
 from medseqft_kit.settings import Settings
-from medseqft_kit.tuning import trainer
+from medseqft_kit.tuning import checkpoint, trainer
 from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sequence import Run, Sequence
 from medseqft_kit.tuning.tracking import tracking, untracked
@@ -31,7 +31,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def of_history(rows: list[Row], names: set[str]) -> dict[str, list[tuple[int, float]]]:
+def of_history(rows: list[Row], names: set[str]) -> dict[str, list[tuple[int, object]]]:
     """The same from rows of history.jsonl."""
     return {name: [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row] for name in names}
 
@@ -79,7 +79,8 @@ def test_a_killed_training_leaves_no_step_twice(
     def sequence() -> Run:
         return Sequence(tmp_path, model, settings("tensorboard")).fit(plans[:1])
 
-    honest, saved = trainer._check, trainer.save_checkpoint
+    honest, saved = trainer._check, checkpoint.save_checkpoint
+    kept: list[Any] = []
 
     def killed(training: trainer.Training, step: int, history: list[Row]) -> bool:
         ended = honest(training, step, history)
@@ -87,10 +88,14 @@ def test_a_killed_training_leaves_no_step_twice(
             raise Interrupted("killed")
         return ended
 
+    def once(*given: Any) -> None:
+        """Of the checkpoints after each step the first alone is written, so that steps 1 and 2 are seen twice."""
+        if not kept:
+            saved(*given)
+        kept.append(given[0])
+
     monkeypatch.setattr(trainer, "_check", killed)
-    # of the checkpoints after each step the first alone is written, so that steps 1 and 2 are seen twice
-    kept: list[int] = []
-    monkeypatch.setattr(trainer, "save_checkpoint", lambda *given: None if kept else (kept.append(1), saved(*given))[1])
+    monkeypatch.setattr(trainer, "save_checkpoint", once)
     with pytest.raises(Interrupted):
         sequence()
     folder = tmp_path / "tensorboard/01_liver/adapt"
