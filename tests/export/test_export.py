@@ -97,9 +97,15 @@ def test_the_adapter_on_the_network_that_the_stage_started_from_is_m_t_in_peft(r
     peft = PeftModel.from_pretrained(network, str(tmp_path / "out")).eval()
     assert relative(alone, want) > 1e-3
     assert relative(peft(image).detach(), want) < FLOAT32
+    pointwise = [name for name, module in plain(2).named_modules() if getattr(module, "kernel_size", 0) == (1, 1, 1)]
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert "convInit.conv" in config["target_modules"]
     assert "conv_final.2.conv" in config["modules_to_save"]
+    # PEFT runs an adapter on a 1×1×1 convolution and cannot merge it, so that nothing here may rest on merging
+    assert {*pointwise} - {"conv_final.2.conv"} <= {*config["target_modules"]}
+    assert len(pointwise) > 1
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        peft.merge_and_unload()
 
 
 def test_the_adapter_of_a_first_stage_goes_on_m_0_and_is_never_m_t_s_adapted_model(run, tmp_path):
