@@ -10,11 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from medseqft_kit.errors import ModelError
+from medseqft_kit.errors import ConfigError, ModelError
 from medseqft_kit.models.precision import channels_last_
 from medseqft_kit.models.registry import Features, build_backbone
 from medseqft_kit.models.ssl_heads import build_ssl_head
@@ -164,7 +166,7 @@ def load_foundation(
         )
         return imported.model
     header, weights = own
-    spec = _spec(header["spec"])
+    spec = _spec(header, weights, path)
     if channels not in (None, spec.channels):
         raise ModelError(
             f"{path} reads another number of channels.",
@@ -184,16 +186,46 @@ def _own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Header and weights of a file that :func:`save_foundation` wrote; None for other files."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("medseqft", "null"))
+            header = (file.metadata() or {}).get("medseqft")
             if header is None:
                 return None
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError):
         return None
+    try:
+        return json.loads(header), weights
+    except (ValueError, RecursionError) as problem:
+        raise _damaged(path, str(problem)) from problem
 
 
-def _spec(entries: Mapping[str, Any]) -> ModelSpec:
-    return ModelSpec(**{**entries, "patch": tuple(entries["patch"])})
+def _spec(header: Any, weights: Mapping[str, Tensor], path: Path) -> ModelSpec:
+    """The network that a header describes, if it is the one that the weights belong to; nothing is allocated for it."""
+    try:
+        spec = TypeAdapter(ModelSpec).validate_python(header["spec"])
+        with torch.device("meta"):
+            shell = FoundationModel(spec)
+            for name, classes in header["heads"].items():
+                shell.add_head_(name, classes)
+    except (ModelError, ConfigError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as problem:
+        raise _damaged(path, str(problem)) from problem
+    wanted = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        first = differing[0]
+        raise _damaged(path, f"{len(differing)} tensors differ, for one {first}: {found.get(first)}", wanted.get(first))
+    return spec
+
+
+def _damaged(path: Path, found: str, expected: object = "what `medseqft` writes") -> ModelError:
+    return ModelError(
+        f"{path} is not the model that its header describes.",
+        found=found,
+        expected=str(expected),
+        next_step="start from an undamaged copy",
+    )
 
 
 def with_objective(model: FoundationModel, objective: Mapping[str, object], seed: int = 0) -> FoundationModel:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from medseqft_kit.errors import RunError
 from medseqft_kit.evaluation.cases import COLUMNS, read_cases
+from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.selection.buffer import Buffer, read_buffer, read_scores
 
 Row = Mapping[str, Any]
@@ -93,12 +94,7 @@ def load_run(folder: Path) -> RunRecord:
     DataError
         If scores or a buffer cannot be read.
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise RunError(
-            f"{folder} is not a run folder.", expected="a file manifest.json", next_step="medseqft run --help"
-        )
-    manifest = _read_json(path)
+    manifest = RunFolder.open(folder).manifest
     entries = list(manifest.get("stages", []))
     begun = {entry["task"] for entry in entries}
     entries += [{"task": task} for task in manifest.get("tasks", {}) if task not in begun]
@@ -108,8 +104,8 @@ def load_run(folder: Path) -> RunRecord:
         folder,
         manifest,
         stages,
-        pretraining=_read_rows(made_here / "pretraining.jsonl"),
-        pretraining_timing=_read_rows(made_here / "timing.jsonl"),
+        pretraining=_read_rows(made_here / "pretraining.jsonl", step=int),
+        pretraining_timing=_read_rows(made_here / "timing.jsonl", event=str, seconds=float),
     )
 
 
@@ -117,13 +113,6 @@ def _stage(run: Path, number: int, entry: Row) -> StageRecord:
     task, done, name = str(entry["task"]), bool(entry.get("done", False)), entry.get("folder")
     if not name:
         return StageRecord(number, task, None, done)
-    if Path(name).name != name or name == "..":
-        raise RunError(
-            f"{run / 'manifest.json'} names a stage folder outside the run.",
-            found=repr(name),
-            expected="a plain folder name",
-            next_step="start from an undamaged copy of the run folder",
-        )
     folder = run / "stages" / name
     return StageRecord(
         number,
@@ -134,8 +123,8 @@ def _stage(run: Path, number: int, entry: Row) -> StageRecord:
         buffer=_where_present(folder / "buffer.json", read_buffer, None),
         cases=_where_present(folder / "cases.csv", read_cases, no_cases()),
         metrics=_where_present(folder / "metrics.json", _read_json, {}),
-        history=_read_rows(folder / "history.jsonl"),
-        timing=_read_rows(folder / "timing.jsonl"),
+        history=_read_rows(folder / "history.jsonl", phase=str, step=int),
+        timing=_read_rows(folder / "timing.jsonl", event=str, seconds=float),
     )
 
 
@@ -143,20 +132,39 @@ def _where_present(path: Path, read: Callable[[Path], T], otherwise: T) -> T:
     return read(path) if path.is_file() else otherwise
 
 
-def _read_rows(path: Path) -> tuple[Row, ...]:
-    """The rows of a JSON-lines file; a last line without its end is still being written and is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return tuple(_parsed(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1))
+def _read_rows(path: Path, **kinds: type) -> tuple[Row, ...]:
+    """The rows of a JSON-lines file; a last line without its end is still being written and is left out.
+
+    Every row has the keys of `kinds`; its other values are numbers or text.
+    """
+    lines = _text(path).split("\n")[:-1] if path.is_file() else []
+    rows = tuple(_parsed(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1))
+    for number, row in enumerate(rows, start=1):
+        known = all(isinstance(row.get(key), (int, float) if kind is float else kind) for key, kind in kinds.items())
+        if not known or not all(isinstance(value, int | float | str) for value in row.values()):
+            raise RunError(
+                f"{path}, line {number}, is not what a run writes.",
+                found=str(row)[:200],
+                expected=", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items()) + ", numbers",
+            )
+    return rows
 
 
 def _read_json(path: Path) -> Any:
-    return _parsed(path.read_text(encoding="utf-8"), str(path))
+    return _parsed(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise RunError(f"{path} cannot be read.", found=str(problem), expected="text in UTF-8") from problem
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise RunError(f"{where} cannot be read.", found=str(problem), expected="a JSON object") from problem
     if not isinstance(value, dict):
         raise RunError(f"{where} cannot be read.", found=type(value).__name__, expected="a JSON object")

@@ -96,7 +96,9 @@ def _predictor(run: RunRecord, stage: StageRecord) -> str | None:
 
 
 def _load(run: RunRecord, name: str) -> Task:
-    entry = run.manifest["tasks"][name]
+    entry = run.manifest.get("tasks", {}).get(name, {})
+    if not {"root", "structures"} <= entry.keys() or not entry.get("channels"):
+        raise DataError(f"The manifest does not say where {name} lies.")
     root = Path(entry["root"])
     if not root.is_dir():
         raise DataError(f"The data set is not at {root} any more.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,22 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from medseqft_kit.errors import RunError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed onto `path`, else removed."""
+    """Yield a temporary path beside `path`; on success it is synced and renamed onto `path`, else removed.
+
+    Raises
+    ------
+    RunError
+        If the disk is full: `path` is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        with room_for(path):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say it for people where a disk or a quota is used up within the block; RunError, and `path` is as it was."""
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        if not _is_full(problem):
+            raise
+        raise RunError(
+            f"there is no room left to write {path}.",
+            found=f"{shutil.disk_usage(path.parent).free / 2**20:.1f} MiB free",
+            expected="room for the file; all that was finished before is kept",
+            next_step="free some space; the same command continues",
+        ) from problem
+
+
+def _is_full(problem: Exception) -> bool:
+    """Whether that is what the problem says; safetensors says it in words alone."""
+    return getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(problem)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from medseqft_kit.errors import RunError
 from medseqft_kit.runs.atomic import write_json
+from medseqft_kit.runs.manifest import check_manifest
 
 FORMAT = 1
 PACKAGES = ("medseqft-kit", "torch", "monai", "peft", "triton", "nibabel", "numpy", "scipy", "pandas", "safetensors")
@@ -47,14 +48,15 @@ class RunFolder:
             )
         try:
             folder.manifest = json.loads(folder.manifest_file.read_text(encoding="utf-8"))
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise RunError(
                 f"{folder.manifest_file} is damaged.", found=str(problem), expected="JSON, whole"
             ) from problem
-        if folder.manifest.get("format") != FORMAT:
+        if isinstance(folder.manifest, dict) and folder.manifest.get("format") != FORMAT:
             raise RunError(
                 f"{path} was made by another version.", found=f"format {folder.manifest.get('format')}", expected="1"
             )
+        check_manifest(folder.manifest, folder.manifest_file)
         return folder
 
     @property

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medseqft_kit.runs.atomic import write_text
+from medseqft_kit.runs.atomic import room_for, write_text
 
 Row = dict[str, Any]
 
@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row at the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with room_for(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -63,7 +63,8 @@ class Buffer:
             If a field is missing, unknown or of another kind.
         """
         kinds = {"task": str, "cases": list, "ties": list, "passes": int, "settings": dict, "certificate": dict}
-        if value.keys() != kinds.keys() or not all(isinstance(value[name], kind) for name, kind in kinds.items()):
+        fits = value.keys() == kinds.keys() and all(type(value[name]) is kind for name, kind in kinds.items())
+        if not fits or not all(isinstance(case, str) for name in ("cases", "ties") for case in value[name]):
             expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise DataError("this is not a buffer.", found=", ".join(value) or "nothing", expected=expected)
         fields = {name: tuple(field) if isinstance(field, list) else field for name, field in value.items()}
@@ -179,7 +180,7 @@ def read_buffer(path: Path) -> Buffer:
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise DataError(f"the buffer {path} cannot be read.", found=str(problem), expected="a JSON object") from problem
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a buffer.", found=type(value).__name__, expected="a JSON object")

@@ -13,6 +13,10 @@ from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.types import Case
 
 FILE = "dataset.json"
+PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
+"""What names a case, and with it files that are written."""
+LONGEST = 255
+"""Bytes of a name that file systems take."""
 _KINDS = {
     "PET": {"pet", "pt", "fdg", "suv"},
     "CT": {"ct", "cbct", "ncct", "cect", "cta"},
@@ -60,6 +64,14 @@ def by_number(folder: Path, entry: object, name: str) -> list[tuple[int, Any]]:
         raise wrong_entry(folder, f"{name}: {entry!r}", f"`{name}` maps numbers to names") from None
 
 
+def channels_of(folder: Path, content: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Modality of each channel, at least one, from the object that numbers their names."""
+    found = tuple(modality(kind) for _, kind in by_number(folder, content[key], key))
+    if not found:
+        raise wrong_entry(folder, f"{key}: {content[key]!r}", f"`{key}` names at least one channel")
+    return found
+
+
 def modality(text: object) -> str:
     """``CT``, ``MR``, ``PET`` or ``other``, from whatever a data set calls a channel.
 
@@ -83,12 +95,16 @@ def sorted_cases(folder: Path, labelled: Iterable[Case], unlabelled: Iterable[Ca
     """
     groups = [sorted(group, key=lambda case: case.id) for group in (labelled, unlabelled)]
     count = Counter(case.id for group in groups for case in group)
-    wrong = [name for name, times in count.items() if times > 1 or not re.match(r"[^./\\][^/\\]*$", name)]
+    wrong = [name for name, times in count.items() if times > 1 or not PLAIN.fullmatch(name)]
+    files = [
+        file for group in groups for case in group for file in (*case.images, case.label) if isinstance(file, Path)
+    ]
+    wrong += [str(file) for file in files if any(len(part.encode(errors="replace")) > LONGEST for part in file.parts)]
     if wrong:
         raise DataError(
             f"{folder} has cases that cannot be told apart or cannot name a file.",
             found=", ".join(repr(name) for name in wrong[:5]) + (f" and {len(wrong) - 5} more" if wrong[5:] else ""),
-            expected="each case one name, labelled and unlabelled together, without slashes",
+            expected="each case one name, labelled and unlabelled together, without slashes, at most 200 characters",
             next_step="rename the files or correct the list",
         )
     return tuple(tuple(group) for group in groups)

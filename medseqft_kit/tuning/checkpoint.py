@@ -1,8 +1,14 @@
-"""One file that brings a training back: weights, optimiser, history, step."""
+"""One file that brings a training back: weights, optimiser, history, step. The file before it is kept beside it.
+
+Ours are renamed into place whole, but disks and copies go wrong: each file holds the hash of its tensors, and one that
+does not fit it is passed over for the one before.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,30 +39,34 @@ def save_checkpoint(
     progressed: Progressed,
     carried: Mapping[str, Tensor],
 ) -> None:
-    """Write everything that :func:`restore_checkpoint_` needs, atomically."""
+    """Write everything that :func:`restore_checkpoint_` needs, atomically; what `path` held becomes the one before."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"carried.{name}": value for name, value in carried.items()}
     for name, parameter in _trained(model).items():
         state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
         tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
-    write_tensors(path, tensors, {"step": str(progressed.step), "history": json.dumps(progressed.history)})
+    header = {"step": str(progressed.step), "history": json.dumps(progressed.history)}
+    if path.exists():
+        path.replace(before(path))
+    write_tensors(path, tensors, {**header, "hash": _hash(tensors, header)})
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return path.with_name(f"{path.stem}_before{path.suffix}")
 
 
 def restore_checkpoint_(
     path: Path, model: nn.Module, optimizer: torch.optim.AdamW, carried: Mapping[str, Tensor]
 ) -> Progressed:
-    """Put model, optimiser and `carried` tensors where the checkpoint left them, all in place.
+    """Put model, optimiser and `carried` tensors where the last whole checkpoint left them, all in place.
 
-    Nothing changes if there is no checkpoint or it is damaged.
-
-    A damaged file can only stem from outside, since ours are renamed into place whole; training then starts over.
+    A damaged file is passed over with a warning that names it. Without a checkpoint nothing changes.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (FileNotFoundError, SafetensorError):
+    found = _read(path) or _read(before(path))
+    if found is None:
         return Progressed(0, [])
+    tensors, header = found
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     for name, tensor in carried.items():
         tensor.copy_(tensors[f"carried.{name}"])
@@ -69,6 +79,31 @@ def restore_checkpoint_(
                 for moment, value in state.items()
             }
     return Progressed(int(header["step"]), json.loads(header["history"]))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and header of a checkpoint; None if there is none, or it is not what was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        if header.pop("hash", "") == _hash(tensors, header):
+            return tensors, header
+        problem = "its content is not what its hash says"
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError) as damage:
+        problem = str(damage)
+    warnings.warn(f"{path} is damaged ({problem}); the checkpoint before it is used, or none", stacklevel=3)
+    return None
+
+
+def _hash(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    found = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

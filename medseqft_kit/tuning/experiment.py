@@ -68,7 +68,8 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
             with timed(folder / "timing.jsonl", "pretraining"):
                 model = pretrain_foundation(plan, folder, progress)
             save_foundation(model, weights)
-            (folder / "checkpoint_pretraining.safetensors").unlink(missing_ok=True)
+        for leftover in folder.glob("checkpoint_*.safetensors"):
+            leftover.unlink()
     return load_foundation(weights)
 
 

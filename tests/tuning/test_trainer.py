@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from medseqft_kit.runs.interrupt import Interrupted
 from medseqft_kit.settings import Optimizer
 from medseqft_kit.tasks.layouts import load_task
 from medseqft_kit.tuning import trainer
+from medseqft_kit.tuning.checkpoint import before
 from medseqft_kit.tuning.trainer import Check, Training, train
 from medseqft_kit.volumes.batches import Batch, BatchSource
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
@@ -238,8 +239,57 @@ def test_a_loss_that_is_no_number_stops_with_step_cases_and_a_saved_batch(source
     assert torch.equal(saved["image_0"], source.batch(3).image)
 
 
-def test_a_torn_checkpoint_starts_over_instead_of_failing(source: BatchSource, tmp_path: Path) -> None:
+def _interrupted_twice(source: BatchSource, folder: Path) -> Path:
+    """A training whose steps 2 and 3 each left a checkpoint, stopped there; the newer one."""
+    training = _training(source, folder, checkpoint_seconds=0.0)
+
+    def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return dict(training.losses(batches, step))
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(training, losses=losses))
+    return training.checkpoint
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip_a_bit, _empty])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
+    source: BatchSource, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     expected = train(_training(source, tmp_path / "whole"))
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "checkpoint.safetensors").write_bytes(b"\x00" * 40)
-    assert train(_training(source, tmp_path / "torn")) == expected
+    checkpoint = _interrupted_twice(source, tmp_path / "torn")
+    damage(checkpoint)
+    training, steps = _training(source, tmp_path / "torn"), []
+
+    def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        steps.append(step)
+        return dict(training.losses(batches, step))
+
+    with pytest.warns(UserWarning, match=f"{checkpoint} is damaged"):
+        assert train(replace(training, losses=losses)) == expected
+    assert steps == [2, 3, 4, 5]
+
+
+def test_where_both_checkpoints_are_damaged_the_training_starts_over(source: BatchSource, tmp_path: Path) -> None:
+    expected = train(_training(source, tmp_path / "whole"))
+    checkpoint = _interrupted_twice(source, tmp_path / "torn")
+    _cut(checkpoint)
+    _flip_a_bit(before(checkpoint))
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        assert train(_training(source, tmp_path / "torn")) == expected
+    assert len(warned) == 2

@@ -14,7 +14,7 @@ and ``modality`` are numbers in text. Simpson et al. 2019 (arXiv 1902.09063), An
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.dataset_json import (
     FILE,
     by_number,
+    channels_of,
     load_dataset_json,
-    modality,
     sorted_cases,
     text,
     wrong_entry,
@@ -57,15 +57,15 @@ def read(folder: Path, name: str) -> Task:
     for value, structure in labels:
         if value != 0:
             structures[str(structure)] = (*structures.get(str(structure), ()), value)
-    labelled = [_pair(folder, entry) for entry in content.get("training") or ()]
-    unlabelled = [_image(folder, entry) for key in ("test", "unlabelled") for entry in content.get(key) or ()]
+    labelled = [_pair(folder, entry) for entry in _list(folder, content, "training")]
+    unlabelled = [_image(folder, entry) for key in ("test", "unlabelled") for entry in _list(folder, content, key)]
     _refuse_first_nnunet(folder, labelled)
     cases, rest = sorted_cases(folder, _visible(labelled), _visible(unlabelled))
     return Task(
         name=name,
         root=folder,
         layout="msd",
-        channels=tuple(modality(kind) for _, kind in by_number(folder, content["modality"], "modality")),
+        channels=channels_of(folder, content, "modality"),
         structures=structures,
         declared=frozenset({0, *(value for value, _ in labels)}),
         cases=cases,
@@ -74,6 +74,13 @@ def read(folder: Path, name: str) -> Task:
         reference=text(content, "reference"),
         folds=read_folds(folder, (case.id for case in cases)),
     )
+
+
+def _list(folder: Path, content: Mapping[str, Any], key: str) -> list[Any]:
+    found = content.get(key) or []
+    if not isinstance(found, list):
+        raise wrong_entry(folder, f"{key}: {found!r}", f"`{key}` is a list")
+    return found
 
 
 def _image(folder: Path, entry: Any) -> Case:

@@ -24,9 +24,8 @@ from typing import Any
 from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.dataset_json import (
     FILE,
-    by_number,
+    channels_of,
     load_dataset_json,
-    modality,
     sorted_cases,
     text,
     wrong_entry,
@@ -64,7 +63,7 @@ def read(folder: Path, name: str) -> Task:
             expected=f"file_ending {' or '.join(ENDINGS)}",
             next_step="convert images and labels to NIfTI and correct `file_ending`",
         )
-    channels = tuple(modality(kind) for _, kind in by_number(folder, content["channel_names"], "channel_names"))
+    channels = channels_of(folder, content, "channel_names")
     labels = _values(folder, content.get("labels"))
     ignored = labels.pop("ignore", ())
     cases, rest = sorted_cases(

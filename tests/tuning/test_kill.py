@@ -1,0 +1,105 @@
+"""Killed anywhere, a run ends in the same bytes: pre-training, selection, both phases, evaluation, between files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+NOT_REPEATABLE = {"timing.jsonl", "report.html"}
+RUNS = Path(__file__).with_name("forked_runs.py")
+KILLS = int(os.environ.get("MEDSEQFT_KILLS", "20"))
+"""`make soak` says 200."""
+Attempt = Callable[[Path, float], int]
+
+
+@pytest.fixture(scope="module")
+def attempt(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempt]:
+    """A run into a folder, killed after so many seconds; its exit code."""
+    config = {
+        "foundation": {
+            "pretrain": {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 6, "batch": 2, "cases": 2}
+        },
+        "model": {"size": "tiny", "patch": [8, 8, 8]},
+        "tasks": [
+            {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
+            {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
+        ],
+        "strategy": {"buffer": {"k": 1, "max_draws": 32}, "lora": {"rank": 2, "fidelity": 1.0}},
+        "budget": {"steps": 6, "batch": 1, "checks": 2, "validation_cases": 1},
+        "compute": {"precision": "fp32", "checkpoint_seconds": 0, "workers": 1},
+    }
+    file = tmp_path_factory.mktemp("killed") / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with subprocess.Popen([sys.executable, RUNS, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at:
+        assert at.stdin is not None
+        assert at.stdout is not None
+
+        def run(out: Path, seconds: float) -> int:
+            at.stdin.write(f"{out}\t{seconds}\n")
+            at.stdin.flush()
+            return int(at.stdout.readline())
+
+        yield run
+        at.stdin.close()
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Every file but the durations, by content; locks are hidden files and hold a process's number."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in NOT_REPEATABLE)
+    names = {path.relative_to(out).as_posix(): path for path in files if not path.name.startswith(".")}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
+
+
+def reached(out: Path) -> str:
+    """Where a killed run stood, by what it had written."""
+    stages = sorted((out / "stages").glob("*"))
+    if not stages:
+        return "pre-training" if (out / "pretraining").is_dir() else "nothing yet"
+    files = {path.name for path in stages[-1].iterdir()}
+    for name, sign in (
+        ("done", "metrics.json"),
+        ("evaluation", "merged.safetensors"),
+        ("stage 2", "adapted.safetensors"),
+    ):
+        if sign in files:
+            return f"{len(stages)}: {name}"
+    return f"{len(stages)}: {'stage 1' if 'buffer.json' in files else 'selection'}"
+
+
+@pytest.mark.soak
+def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(attempt: Attempt, tmp_path: Path) -> None:
+    assert attempt(tmp_path / "warm", 600) == 0  # kernels are measured once for this machine
+    begun = time.monotonic()
+    assert attempt(tmp_path / "whole", 600) == 0
+    whole = time.monotonic() - begun
+    wanted = contents(tmp_path / "whole")
+    assert contents(tmp_path / "warm") == wanted
+    assert len(wanted) > 30
+
+    draw = random.Random(0)
+    stood: Counter[str] = Counter()
+    for number in range(KILLS):
+        out, seconds = tmp_path / f"killed_{number}", whole * (number + draw.random()) / KILLS
+        while attempt(out, seconds) == 0:  # it was over sooner this time
+            shutil.rmtree(out)
+            seconds *= 0.8
+        stood[reached(out)] += 1
+        assert attempt(out, 600) == 0
+        found = contents(out)
+        differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
+        assert not differing, f"after {number} of {KILLS}, {stood}"
+        shutil.rmtree(out)
+    print(f"{KILLS} of {KILLS} equal; killed in {dict(stood)}")
+    assert stood.total() == KILLS
+    assert len(stood) >= 5, stood
