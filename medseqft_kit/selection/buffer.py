@@ -54,7 +54,7 @@ class Buffer:
         return {**asdict(self), **plain, "settings": dict(self.settings), "certificate": dict(self.certificate)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> Buffer:
+    def from_json(cls, value: Mapping[str, Any]) -> Buffer:
         """The buffer that :meth:`to_json` wrote.
 
         Raises
@@ -67,8 +67,10 @@ class Buffer:
         if not fits or not all(isinstance(case, str) for name in ("cases", "ties") for case in value[name]):
             expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise DataError("this is not a buffer.", found=", ".join(value) or "nothing", expected=expected)
-        fields = {name: tuple(field) if isinstance(field, list) else field for name, field in value.items()}
-        return cls(**fields)  # type: ignore[arg-type]  # kinds were checked above
+        fields: dict[str, Any] = {
+            name: tuple(field) if isinstance(field, list) else field for name, field in value.items()
+        }
+        return cls(**fields)
 
 
 def buffer_size(train_cases: int, share: float = 0.1, minimum: int = 4) -> int:

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -69,10 +70,15 @@ def _volumes(folder: Path) -> list[Target]:
         nib.save(image, plain)
         packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
         found += [
-            Target(name, plain, bytes_changed, lambda file=plain: (read_image(file), read_label(file))),
-            Target(f"{name}_gz", packed, gzip_changed, lambda file=packed: (read_image(file), read_label(file))),
+            Target(name, plain, bytes_changed, partial(_read_volume, plain)),
+            Target(f"{name}_gz", packed, gzip_changed, partial(_read_volume, packed)),
         ]
     return found
+
+
+def _read_volume(file: Path) -> None:
+    read_image(file)
+    read_label(file)
 
 
 def _descriptions(folder: Path, data: Path) -> list[Target]:

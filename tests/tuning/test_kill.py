@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-NOT_REPEATABLE = {"timing.jsonl", "report.html"}
+NOT_REPEATABLE = {"timing.jsonl", "report.html", "tensorboard"}
 RUNS = Path(__file__).with_name("forked_runs.py")
 KILLS = int(os.environ.get("MEDSEQFT_KILLS", "20"))
 """`make soak` says 200."""
@@ -42,23 +42,26 @@ def attempt(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     file = tmp_path_factory.mktemp("killed") / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     with subprocess.Popen([sys.executable, RUNS, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at:
-        assert at.stdin is not None
-        assert at.stdout is not None
+        requests, answers = at.stdin, at.stdout
+        assert requests is not None
+        assert answers is not None
 
         def run(out: Path, seconds: float) -> int:
-            at.stdin.write(f"{out}\t{seconds}\n")
-            at.stdin.flush()
-            return int(at.stdout.readline())
+            print(out, seconds, sep="\t", file=requests, flush=True)
+            return int(answers.readline())
 
         yield run
-        at.stdin.close()
+        requests.close()
 
 
 def contents(out: Path) -> dict[str, str]:
-    """Every file but the durations, by content; locks are hidden files and hold a process's number."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in NOT_REPEATABLE)
-    names = {path.relative_to(out).as_posix(): path for path in files if not path.name.startswith(".")}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
+    """Every file but those that hold times, by content; locks are hidden files and hold a process's number."""
+    files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if not NOT_REPEATABLE & {*Path(name).parts} and not path.name.startswith(".")
+    }
 
 
 def reached(out: Path) -> str:
