@@ -17,6 +17,8 @@ from medseqft_kit.selection.buffer import Buffer, read_buffer, read_scores
 
 Row = Mapping[str, Any]
 Number = float | int
+NAMES = ("phase", "event")
+"""Keys of history and timing whose values are text."""
 T = TypeVar("T")
 
 
@@ -135,13 +137,13 @@ def _where_present(path: Path, read: Callable[[Path], T], otherwise: T) -> T:
 def _read_rows(path: Path, **kinds: type) -> tuple[Row, ...]:
     """The rows of a JSON-lines file; a last line without its end is still being written and is left out.
 
-    Every row has the keys of `kinds`; its other values are numbers or text.
+    Every row has the keys of `kinds`; all values but names are numbers.
     """
     lines = _text(path).split("\n")[:-1] if path.is_file() else []
     rows = tuple(_parsed(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1))
     for number, row in enumerate(rows, start=1):
         known = all(isinstance(row.get(key), (int, float) if kind is float else kind) for key, kind in kinds.items())
-        if not known or not all(isinstance(value, int | float | str) for value in row.values()):
+        if not known or not all(isinstance(value, int | float) for key, value in row.items() if key not in NAMES):
             raise RunError(
                 f"{path}, line {number}, is not what a run writes.",
                 found=str(row)[:200],

@@ -12,9 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from medseqft_kit.errors import RunError
 
+LONGEST = 255
+"""Bytes of a name that file systems take."""
+
 
 def _plain(name: str) -> str:
-    if not name or name in (".", "..") or Path(name).name != name or "\x00" in name:
+    if not name or name in (".", "..") or Path(name).name != name or "\x00" in name or len(name.encode()) > LONGEST:
         raise ValueError("it would lie outside the run; a plain name is expected")
     return name
 

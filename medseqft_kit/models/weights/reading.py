@@ -47,7 +47,17 @@ _HARMLESS: dict[str, tuple[str, Any]] = {
     "argparse.Namespace": ("command-line arguments", argparse.Namespace),
     **{f"{module}.PosixPath": ("paths", pathlib.PosixPath) for module in ("pathlib", "pathlib._local")},
 }
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)

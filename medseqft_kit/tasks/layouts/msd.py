@@ -91,10 +91,11 @@ def _image(folder: Path, entry: Any) -> Case:
 
 
 def _pair(folder: Path, entry: Any) -> Case:
-    if not (isinstance(entry, dict) and isinstance(entry.get("label"), str)):
-        raise wrong_entry(folder, entry, '{"image": path, "label": path} in `training`')
+    label = entry.get("label") if isinstance(entry, dict) else None
+    if not (isinstance(label, str) and label.endswith(ENDINGS)):
+        raise wrong_entry(folder, entry, f'{{"image": path, "label": path}}, both ending in {" or ".join(ENDINGS)}')
     image = _image(folder, entry)
-    return Case(image.id, image.images, folder / entry["label"])
+    return Case(image.id, image.images, folder / label)
 
 
 def _visible(cases: list[Case]) -> Iterator[Case]:

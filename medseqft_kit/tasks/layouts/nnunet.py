@@ -109,13 +109,18 @@ def _structures(labels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, .
 
 
 def _listed(folder: Path, entries: Any) -> list[Case]:
+    cases = []
     try:
-        return [
-            Case(name, tuple(folder / path for path in entry["images"]), folder / entry["label"])
-            for name, entry in entries.items()
-        ]
+        for name, entry in entries.items():
+            images, label = list(entry["images"]), entry["label"]
+            if not all(path.endswith(ENDINGS) for path in (*images, label)):
+                raise TypeError
+            cases.append(Case(name, tuple(folder / path for path in images), folder / label))
     except (AttributeError, KeyError, TypeError):
-        raise wrong_entry(folder, f"dataset: {entries!r:.80}", '{case: {"images": [paths], "label": path}}') from None
+        raise wrong_entry(
+            folder, f"dataset: {entries!r:.80}", '{case: {"images": [paths], "label": path}}, paths of NIfTI files'
+        ) from None
+    return cases
 
 
 def _scanned(folder: Path, images: str, labels: str | None, ending: str, channels: int) -> Iterator[Case]:
