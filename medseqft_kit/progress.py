@@ -26,12 +26,12 @@ WORTH_A_LINE = 1.0
 
 @runtime_checkable
 class Progress(Protocol):
-    """`done` of `total` steps of the work called `label`; the work is over when they are equal."""
+    """`done` of `total` steps of the work called `label`, over when they are equal; `note` is said beside the count."""
 
-    def __call__(self, label: str, done: int, total: int, /) -> None: ...
+    def __call__(self, label: str, done: int, total: int, note: str = "", /) -> None: ...
 
 
-def silent(label: str, done: int, total: int, /) -> None:
+def silent(label: str, done: int, total: int, note: str = "", /) -> None:
     """Draw nothing."""
 
 
@@ -62,11 +62,11 @@ class _Bars:
     shown: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, label: str, done: int, total: int, /) -> None:
+    def __call__(self, label: str, done: int, total: int, note: str = "", /) -> None:
         with self.lock:
             if label not in self.shown:
                 self.shown[label] = self.bars.add_task(label, total=total)
-            self.bars.update(self.shown[label], completed=done, total=total)
+            self.bars.update(self.shown[label], completed=done, total=total, description=label + note)
             if done >= total:
                 self.bars.remove_task(self.shown.pop(label))
 
@@ -77,13 +77,13 @@ class _Lines:
     times: dict[str, tuple[float, float]] = field(default_factory=dict)  # label: first call, last line
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, label: str, done: int, total: int, /) -> None:
+    def __call__(self, label: str, done: int, total: int, note: str = "", /) -> None:
         with self.lock:
             now = time.monotonic()
             begun, written = self.times.setdefault(label, (now, now))
             over = done >= total
             if now - written >= PLAIN_EVERY or (over and now - begun >= WORTH_A_LINE):
-                self.write(f"{label}: {done}/{total}, {now - begun:.0f} s")
+                self.write(f"{label}: {done}/{total}, {now - begun:.0f} s{note}")
                 self.times[label] = (begun, now)
             if over:
                 del self.times[label]
@@ -94,10 +94,10 @@ def pipe_progress(writer: Connection) -> Progress:
     return partial(_send, writer)
 
 
-def _send(writer: Connection, label: str, done: int, total: int, /) -> None:
+def _send(writer: Connection, label: str, done: int, total: int, note: str = "", /) -> None:
     # A pipe takes a message below PIPE_BUF (4096 bytes on Linux, at least 512) whole or not at all, from any number of
     # processes at once. So no lock is needed, which a killed process could take with it.
-    writer.send((label[:100], done, total))
+    writer.send((label[:100], done, total, note[:40]))
 
 
 @contextmanager

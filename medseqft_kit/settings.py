@@ -113,7 +113,12 @@ class Budget(Section):
     equalise: Literal["steps", "images"] = Field(
         "steps", description="`images`: strategies that see more crops in a task take fewer steps"
     )
-    batch: int = Field(4, gt=0, description="task crops in a step; a distilling step sees as many buffer crops")
+    batch: int = Field(4, gt=0, description="task crops in a batch; a distilling step sees as many buffer crops")
+    batches: int = Field(
+        1,
+        gt=0,
+        description="batches in a step, each with a loss of its own, whose mean is descended; processes share them",
+    )
     checks: int = Field(4, gt=0, description="validations during a phase")
     validation_cases: int = Field(8, gt=0, description="validation cases for each of them")
 
@@ -168,6 +173,10 @@ class Compute(Section):
     threads: int = Field(1, gt=0, description="CPU threads of a training process")
     workers: int = Field(1, ge=0, description="threads that cut crops ahead of the training")
     processes: int = Field(2, gt=0, description="runs of a comparison side by side")
+    recompute: bool = Field(
+        False,
+        description="keep no activations of the network's blocks: less memory, about a third more time, same values",
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
     tracker: str = Field(
         "tensorboard", description="what shows losses as they come: `tensorboard`, another of Accelerate's, or `none`"

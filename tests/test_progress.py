@@ -107,7 +107,7 @@ def test_many_threads_share_one_bar_for_each_label(monkeypatch: pytest.MonkeyPat
 def test_the_steps_of_worker_processes_arrive() -> None:
     context = multiprocessing.get_context("spawn")
     seen: list[tuple[str, int, int]] = []
-    with arriving(lambda label, done, total: seen.append((label, done, total))) as writer:
+    with arriving(lambda label, done, total, note="": seen.append((label, done, total))) as writer:
         steps = [("a", 1, 3), ("b" * 4000, 2, 3)]
         workers = [context.Process(target=pipe_progress(writer), args=step) for step in steps]
         for worker in workers:
@@ -121,7 +121,7 @@ def test_the_steps_of_worker_processes_arrive() -> None:
 def test_an_error_of_the_drawing_side_arrives_as_itself_and_the_pipe_is_emptied() -> None:
     calls = []
 
-    def broken(label: str, done: int, total: int, /) -> None:
+    def broken(label: str, done: int, total: int, note: str = "", /) -> None:
         calls.append(done)
         raise OSError("the terminal is gone")
 

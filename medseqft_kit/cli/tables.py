@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -11,8 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseqft_kit.evaluation.cases import summarise
+from medseqft_kit.runs.ranks import Ranks
+
+if TYPE_CHECKING:
+    from medseqft_kit.tuning.sequence import Run
 
 SCOPES = {"mean": "all tasks", "later": "after the first"}
+
+
+def show_run(run: Run) -> None:
+    """The test cases of a run, and where its report is; said once, by the first of several processes."""
+    if Ranks.here().first:
+        show_cases(run.cases())
+        print(f"report: {run.report()}")
 
 
 def show_cases(cases: pd.DataFrame) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from medseqft_kit.errors import ConfigError, ModelError
 from medseqft_kit.models.precision import channels_last_
 from medseqft_kit.models.registry import Features, build_backbone
+from medseqft_kit.models.shells import shells
 from medseqft_kit.models.ssl_heads import build_ssl_head
 from medseqft_kit.randomness import seeded_torch
 from medseqft_kit.runs.atomic import write_tensors
@@ -202,7 +202,7 @@ def _spec(header: Any, weights: Mapping[str, Tensor], path: Path) -> ModelSpec:
     """The network that a header describes, if it is the one that the weights belong to; nothing is allocated for it."""
     try:
         spec = TypeAdapter(ModelSpec).validate_python(header["spec"])
-        with torch.device("meta"):
+        with shells():
             shell = FoundationModel(spec)
             for name, classes in header["heads"].items():
                 shell.add_head_(name, classes)

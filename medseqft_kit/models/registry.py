@@ -55,6 +55,9 @@ class Backbone(nn.Module, ABC):
     smallest: int
     """No side of a training crop may be smaller (instance norms need more than one voxel)."""
 
+    repeated: ClassVar[tuple[str, ...]]
+    """Classes of the blocks that the network is made of."""
+
     net: Any
     width: int
     """Channels F of the decoded features."""
@@ -80,11 +83,17 @@ class Backbone(nn.Module, ABC):
         """Channels of :meth:`skips`."""
         return self.widths
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks that the network is made of."""
+        return [module for module in self.net.modules() if type(module).__name__ in self.repeated]
+
 
 class SegResNetBackbone(Backbone):
     """MONAI's SegResNet (Myronenko 2018, arXiv 1810.11654) without its variational branch."""
 
     stride, smallest, head_key = 8, 8, "conv_final.2.conv"
+    repeated = ("ResBlock",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)},
         "small": {"init_filters": 8, "blocks_down": (1, 2, 2, 2), "blocks_up": (1, 1, 1)},
@@ -117,6 +126,7 @@ class SwinUNETRBackbone(Backbone):
     """
 
     stride, smallest, head_key = 32, 64, "out.conv.conv"
+    repeated = ("SwinTransformerBlock", "UnetResBlock")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"feature_size": 12},
         "small": {"feature_size": 24},
@@ -165,6 +175,7 @@ class ResEncBackbone(Backbone):
     of a volume as it is kept here, (x, y, z), where nnU-Net counts (z, y, x).
     """
 
+    repeated = ("BasicBlockD", "StackedConvBlocks")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "large": {
             "features": (32, 64, 128, 256, 320, 320),

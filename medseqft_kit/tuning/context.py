@@ -11,6 +11,7 @@ from medseqft_kit.models.foundation import FoundationModel, frozen_copy, load_fo
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.progress import Progress
 from medseqft_kit.runs.folder import RunFolder
+from medseqft_kit.runs.ranks import ALONE, Ranks
 from medseqft_kit.runs.shared import Make, take_or_make
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.sources import PreparedTask
@@ -19,7 +20,11 @@ from medseqft_kit.tuning.strategies import Strategy
 
 @dataclass(frozen=True)
 class Context:
-    """A run at work; `shared` is where several runs keep what they have in common, or None."""
+    """A run at work; `shared` is where several runs keep what they have in common, or None.
+
+    All `ranks` go through a run together. The first decides and writes; the others train and score with it, and read
+    what it wrote.
+    """
 
     run: RunFolder
     settings: Settings
@@ -29,6 +34,7 @@ class Context:
     tasks: Mapping[str, PreparedTask]
     progress: Progress
     shared: Path | None = None
+    ranks: Ranks = ALONE
 
     def take_or_make(self, ingredients: Callable[[], Mapping[str, Any]], into: Path, make: Make) -> bool:
         """:func:`~medseqft_kit.runs.shared.take_or_make`; where nothing is shared, no ingredient is looked at."""

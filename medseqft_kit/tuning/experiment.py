@@ -12,12 +12,11 @@ from medseqft_kit.errors import ConfigError, RunError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation, save_foundation
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json
-from medseqft_kit.runs.history import timed
-from medseqft_kit.runs.interrupt import stopping_cleanly
-from medseqft_kit.runs.lock import locked
+from medseqft_kit.runs.history import append_row, measured
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.tuning.plan import TaskPlan, check_data, patients_tested
 from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation, pretraining_images
-from medseqft_kit.tuning.sequence import Run, Sequence, threads_of
+from medseqft_kit.tuning.sequence import Run, Sequence, at_work
 from medseqft_kit.tuning.sources import Entries
 
 
@@ -55,21 +54,27 @@ def foundation_model(config: Config, plans: list[TaskPlan], out: Path, progress:
         return _given(config, plans)
     folder = out / "pretraining"
     weights = folder / "foundation.safetensors"
-    with locked(folder), stopping_cleanly(), threads_of(config):
+    ranks = Ranks.here()
+    with at_work(folder, config, ranks):
         hidden = patients_tested([*plans, *read_unseen(config)], config)
         record, wanted = folder / "settings.json", _pretraining_settings(config, hidden)
         if record.is_file():
             _refuse_other_pretraining(folder, json.loads(record.read_text(encoding="utf-8")), wanted)
-        if not weights.is_file():
+        if ranks.told(not weights.is_file()):
             check_data(plans)
-            write_json(record, wanted)
+            if ranks.first:
+                write_json(record, wanted)
             start = None if config.foundation.weights is None else _given(config, plans)
             plan = replace(_pretraining(config, hidden), start=start)
-            with timed(folder / "timing.jsonl", "pretraining"):
-                model = pretrain_foundation(plan, folder, progress)
-            save_foundation(model, weights)
-        for leftover in folder.glob("checkpoint_*.safetensors"):
-            leftover.unlink()
+            with measured("pretraining") as timing:
+                model = pretrain_foundation(plan, folder, progress if ranks.first else silent)
+            if ranks.first:
+                append_row(folder / "timing.jsonl", timing)
+                save_foundation(model, weights)
+        if ranks.first:
+            for leftover in folder.glob("checkpoint_*.safetensors"):
+                leftover.unlink()
+        ranks.wait()
     return load_foundation(weights)
 
 

@@ -69,7 +69,7 @@ def _run(config: Mapping[str, Any], base: Path, name: str, weights: str, progres
         base / name,
         load_foundation(base / weights),
         settings,
-        lambda label, done, total: progress(f"{name}: {label}", done, total),
+        lambda label, done, total, note="": progress(f"{name}: {label}", done, total, note),
         store=base / "store",
         shared=base / "shared",
     ).fit(read_plans(settings), held_back=read_unseen(settings))

@@ -13,7 +13,7 @@ from medseqft_kit.models.precision import Precision
 from medseqft_kit.runs.folder import FORMAT, RunFolder, sha256, versions
 from medseqft_kit.settings import Settings
 
-FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds", "tracker")
+FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds", "tracker", "recompute")
 """Keys of `compute` that no result depends on."""
 
 

@@ -12,17 +12,19 @@ from medseqft_kit.config import Model, Pretrain
 from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.models.foundation import FoundationModel, with_objective
 from medseqft_kit.models.precision import resolve_precision
+from medseqft_kit.models.recompute import recompute_
 from medseqft_kit.objectives.base import Objective, crops_of, stacked
 from medseqft_kit.objectives.registry import objective_of, specification
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.randomness import numpy_generator
 from medseqft_kit.runs.history import write_rows
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.settings import Optimizer, Settings
 from medseqft_kit.tasks.layouts import detect_task
 from medseqft_kit.tasks.split import grouping, patient_of
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.tuning.sources import Entries
-from medseqft_kit.tuning.tracking import tracking
+from medseqft_kit.tuning.tracking import tracking, untracked
 from medseqft_kit.tuning.trainer import Training, train
 from medseqft_kit.volumes.batches import Batch, BatchSource
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
@@ -65,20 +67,23 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
             next_step="correct `foundation.pretrain.data`",
         )
     model = _beginning(plan, channels.pop())
-    precision = resolve_precision(settings.compute.precision, settings.compute.device)
+    ranks, precision = Ranks.here(), resolve_precision(settings.compute.precision, settings.compute.device)
+    precision = replace(precision, device=ranks.device(precision.device))
     precision.place_(model).train()
+    if settings.compute.recompute:
+        recompute_(model.backbone)
     objective = _trainable(objective_of(model))
     region = objective.region(model.spec.patch)
     source = BatchSource(entries, region, plan.pretrain.batch, settings.seed, "pretraining", labelled=False)
 
-    def losses(batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+    def losses(batches: Sequence[Batch], number: int) -> dict[str, Tensor]:
         image = batches[0].image
-        draws = (numpy_generator(settings.seed, "pretraining mask", step, i) for i in range(len(image)))
+        draws = (numpy_generator(settings.seed, "pretraining mask", number, i) for i in range(len(image)))
         pretext = stacked([objective.draw(region, rng) for rng in draws])
         pretext = {name: value.to(image.device) for name, value in pretext.items()}
         return {"reconstruction": objective.losses(model, crops_of(image, pretext), pretext).mean()}
 
-    rows = train(
+    trained = train(
         Training(
             name="pretraining",
             model=model,
@@ -88,14 +93,19 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
             learning_rates={"": plan.pretrain.learning_rate},
             optimizer=Optimizer(),
             precision=precision,
+            batches=settings.budget.batches,
+            ranks=ranks,
             checkpoint=folder / "checkpoint_pretraining.safetensors",
             workers=settings.compute.workers,
             checkpoint_seconds=settings.compute.checkpoint_seconds,
             progress=progress,
-            tracking=tracking(settings.compute.tracker, folder / "tensorboard", "pretraining"),
+            tracking=tracking(settings.compute.tracker, folder / "tensorboard", "pretraining")
+            if ranks.first
+            else untracked,
         )
     )
-    write_rows(folder / "pretraining.jsonl", rows)
+    if ranks.first:
+        write_rows(folder / "pretraining.jsonl", trained.history)
     return model.eval().requires_grad_(True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Tasks
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.choose import refuse_unscorable
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
@@ -107,17 +108,18 @@ class Sequence:
         plans, others = _plans(tasks), _plans(held_back)
         _refuse_same_names([*plans, *others])
         refuse_missing_tracker(self.settings.compute.tracker)
-        with _at_work(self.folder, self.settings):
-            if self.folder.exists:
-                self.folder = RunFolder.open(self.folder.path)
-                refuse_other_settings(self.folder, self.settings)
-                plans = _with_added_tasks(self.folder, plans)
-            else:
-                plans = self._create(plans, others)
+        ranks = Ranks.here()
+        with at_work(self.folder.path, self.settings, ranks):
+            if ranks.first and not self.folder.exists:
+                self._create(plans, others)
+            ranks.wait()
+            self.folder = RunFolder.open(self.folder.path)
+            refuse_other_settings(self.folder, self.settings)
+            plans = _with_added_tasks(self.folder, plans)
             _run_stages(self.folder, plans, self.settings, self.store, self.progress, self.shared)
         return Run(self.folder.path, self.progress)
 
-    def _create(self, plans: list[TaskPlan], others: list[TaskPlan]) -> list[TaskPlan]:
+    def _create(self, plans: list[TaskPlan], others: list[TaskPlan]) -> None:
         if build_strategy(self.settings.strategy).selects:
             refuse_unscorable(self.model, self.settings.strategy.buffer)
         options = PredictionOptions(**self.settings.predict.model_dump())
@@ -129,7 +131,6 @@ class Sequence:
         save_foundation(self.model, self.folder.foundation)
         self.folder.manifest = first_manifest(self.folder, self.model, self.settings, precision)
         _plan_stages(self.folder, plans, self.settings, others)
-        return plans
 
 
 def _plans(tasks: Tasks[Task | TaskPlan]) -> list[TaskPlan]:
@@ -154,23 +155,30 @@ class Run:
             If the run is unfinished, or has a task of that name.
         """
         new = task if isinstance(task, TaskPlan) else TaskPlan(task)
-        folder = RunFolder.open(self.path)
-        settings = _settings(folder)
-        with _at_work(folder, settings):
-            names = [stage["task"] for stage in folder.stages]
-            if new.task.name not in names:
-                _refuse_unfinished(folder)
-                check_data([new])
-                _plan_stages(folder, [resolved(new)], settings)
-            elif folder.stages[-1]["task"] != new.task.name or folder.stages[-1]["done"]:
-                raise RunError(
-                    f"{self.path} has a task {new.task.name!r} already.",
-                    found=", ".join(names),
-                    expected="a new name",
-                    next_step="give another --name",
-                )
+        settings, ranks = _settings(RunFolder.open(self.path)), Ranks.here()
+        with at_work(self.path, settings, ranks):
+            if ranks.first:
+                self._plan(new, settings)
+            ranks.wait()
+            folder = RunFolder.open(self.path)
             _run_stages(folder, _with_added_tasks(folder, []), settings, folder.store, self.progress)
         return self
+
+    def _plan(self, new: TaskPlan, settings: Settings) -> None:
+        """Add a stage for the task, unless it waits to be finished."""
+        folder = RunFolder.open(self.path)
+        names = [stage["task"] for stage in folder.stages]
+        if new.task.name not in names:
+            _refuse_unfinished(folder)
+            check_data([new])
+            _plan_stages(folder, [resolved(new)], settings)
+        elif folder.stages[-1]["task"] != new.task.name or folder.stages[-1]["done"]:
+            raise RunError(
+                f"{self.path} has a task {new.task.name!r} already.",
+                found=", ".join(names),
+                expected="a new name",
+                next_step="give another --name",
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -243,9 +251,11 @@ def _run_stages(
         return
     for index in range(waiting[0]):
         folder.verify_stage(index)
-    compute = folder.manifest["compute"]
-    precision = Precision(compute["device"], compute["precision"])
+    ranks, compute = Ranks.here(), folder.manifest["compute"]
+    precision = Precision(ranks.device(compute["device"]), compute["precision"])
     strategy = build_strategy(settings.strategy)
+    if not ranks.first:
+        progress = silent
     context = Context(
         run=folder,
         settings=settings,
@@ -255,8 +265,9 @@ def _run_stages(
         tasks={plan.task.name: _prepare(folder, plan, strategy, settings, store, progress) for plan in plans},
         progress=progress,
         shared=shared,
+        ranks=ranks,
     )
-    with pinned(KernelChoices(folder)):
+    with pinned(KernelChoices(folder) if ranks.first else dict(compute["backends"])):
         for index in waiting:
             run_stage(context, index)
 
@@ -280,9 +291,9 @@ def _prepare(
 
 
 @contextmanager
-def _at_work(folder: RunFolder, settings: Settings) -> Iterator[None]:
-    """Hold the lock, listen for signals, and use the run's number of threads until the block ends."""
-    with locked(folder.path), stopping_cleanly(), threads_of(settings):
+def at_work(folder: Path, settings: Settings, ranks: Ranks) -> Iterator[None]:
+    """Hold the lock (the first rank), listen for signals, and use the run's number of threads until the block ends."""
+    with locked(folder) if ranks.first else nullcontext(), stopping_cleanly(), threads_of(settings):
         yield
 
 

@@ -28,10 +28,19 @@ from medseqft_kit.volumes.batches import Batch
 def run_stage(context: Context, index: int) -> None:
     """Bring one stage to its end; what an earlier call finished is read, not repeated."""
     folder = context.run.stage_folder(index)
-    folder.mkdir(parents=True, exist_ok=True)
+    if context.ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
     buffer = stage_buffer(context, index) if context.strategy.selects else ()
     stage = _stage(context, index)
     models = train_phases(context, stage, Sources(context.settings, context.tasks, stage, buffer), index)
+    if context.ranks.first:
+        _evaluate(context, index, models)
+    context.ranks.wait()
+
+
+def _evaluate(context: Context, index: int, models: dict[str, FoundationModel]) -> None:
+    """Test the models unless that is done, and close the stage."""
+    folder = context.run.stage_folder(index)
     if not (folder / "metrics.json").is_file():
         with timed(folder / "timing.jsonl", "evaluation"):
             rows = evaluate_stage(context, index, models)

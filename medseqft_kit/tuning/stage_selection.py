@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from medseqft_kit.randomness import derived_seed
 from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.runs.history import append_row, measured
@@ -20,32 +22,44 @@ from medseqft_kit.tuning.sources import Entries, PreparedTask
 def stage_buffer(context: Context, index: int) -> Entries:
     """The buffer of this stage: chosen with M_0, then joined with the earlier ones if the scope says so."""
     name, folder = context.task_of(index), context.run.stage_folder(index)
-    if not (folder / "buffer.json").is_file():
-        task, record = context.tasks[name], folder / "record_selection.json"
-        reused = context.take_or_make(
-            lambda: of_selection(tensors_hash(context.foundation.state_dict()), task, context.settings),
-            folder,
-            lambda: _select(context, task, folder, record),
-        )
-        append_row(folder / "timing.jsonl", {**json.loads(record.read_text(encoding="utf-8")), "reused": reused})
-        shutil.rmtree(folder / "draws", ignore_errors=True)
+    if context.ranks.told(not (folder / "buffer.json").is_file()):
+        if context.ranks.first:
+            _select_once(context, index, folder)
+        else:
+            _chosen(context, context.tasks[name], None)
+        context.ranks.wait()
     joined = range(index + 1) if _joins(context) else range(index, index + 1)
     buffers = [read_buffer(context.run.stage_folder(i) / "buffer.json") for i in joined]
     return tuple(entry for buffer in buffers for entry in _entries(context, buffer))
 
 
+def _select_once(context: Context, index: int, folder: Path) -> None:
+    task, record = context.tasks[context.task_of(index)], folder / "record_selection.json"
+    reused = context.take_or_make(
+        lambda: of_selection(tensors_hash(context.foundation.state_dict()), task, context.settings),
+        folder,
+        lambda: _select(context, task, folder, record),
+    )
+    append_row(folder / "timing.jsonl", {**json.loads(record.read_text(encoding="utf-8")), "reused": reused})
+    shutil.rmtree(folder / "draws", ignore_errors=True)
+
+
+def _chosen(context: Context, task: PreparedTask, journal: Path | None) -> tuple[Buffer, pd.DataFrame | None]:
+    return choose(
+        context.foundation,
+        replace(task.volumes, cases=task.cases.train),
+        context.settings.strategy.buffer,
+        seed=derived_seed(context.settings.seed, "selection", task.plan.task.name),
+        precision=context.precision,
+        progress=context.progress,
+        journal=journal,
+    )
+
+
 def _select(context: Context, task: PreparedTask, folder: Path, record: Path) -> list[str]:
     name, made = task.plan.task.name, ["buffer.json", record.name]
     with measured("selection") as timing:
-        buffer, scores = choose(
-            context.foundation,
-            replace(task.volumes, cases=task.cases.train),
-            context.settings.strategy.buffer,
-            seed=derived_seed(context.settings.seed, "selection", name),
-            precision=context.precision,
-            progress=context.progress,
-            journal=folder / "draws",
-        )
+        buffer, scores = _chosen(context, task, folder / "draws")
         timing["images"] = buffer.passes
     write_json(record, timing)
     if scores is not None:

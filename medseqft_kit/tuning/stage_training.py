@@ -12,16 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medseqft_kit.errors import ConfigError
 from medseqft_kit.lora.peft_format import save_adapter
 from medseqft_kit.models.foundation import FoundationModel, save_foundation
+from medseqft_kit.models.recompute import recompute_
 from medseqft_kit.runs.atomic import read_tensors, write_json, write_tensors
 from medseqft_kit.runs.history import Row, append_row, measured, read_rows, write_rows
 from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.ingredients import Ingredients, of_phase, tensors_hash
-from medseqft_kit.tuning.phases.base import NOTHING, Phase, Stage
+from medseqft_kit.tuning.phases.base import NOTHING, Finished, Phase, Stage
 from medseqft_kit.tuning.sources import Sources
-from medseqft_kit.tuning.tracking import Tracking, tracking
-from medseqft_kit.tuning.trainer import Training, train
+from medseqft_kit.tuning.tracking import Tracking, tracking, untracked
+from medseqft_kit.tuning.trainer import Trained, Training, train
 from medseqft_kit.volumes.batches import Source
 
 
@@ -34,9 +36,11 @@ def train_phases(context: Context, stage: Stage, sources: Sources, index: int) -
         model, dice = _phase(context, phase, stage, sources, index, file)
         stage = replace(stage, start=model)
     made = {"adapted": model}
-    write_tensors(folder / "head.safetensors", model.heads[stage.task].state_dict())
+    if context.ranks.first:
+        write_tensors(folder / "head.safetensors", model.heads[stage.task].state_dict())
     if context.strategy.consolidation is None:
-        save_foundation(model, folder / "merged.safetensors")
+        if context.ranks.first:
+            save_foundation(model, folder / "merged.safetensors")
         return made
     stage = replace(stage, start=origin, adapted=model, adapted_dice=dice)
     merged = folder / "merged.safetensors"
@@ -49,24 +53,36 @@ def _phase(
 ) -> tuple[FoundationModel, float]:
     """The model of a phase, trained or taken or read, and its last validation Dice."""
     folder, record = file.parent, file.parent / f"record_{phase.name}.json"
-    if not file.is_file() or not record.is_file():
+    if context.ranks.told(not file.is_file() or not record.is_file()):
         stage = replace(stage, memory=_memory(context, phase, index))
         crops = replace(sources, stage=stage).of(phase)
-        earlier = context.earlier_models(index) if phase is context.strategy.consolidation else []
-
-        def ingredients() -> Ingredients:
-            before = [tensors_hash(read_tensors(path)) for path in earlier]
-            return of_phase(phase, stage, crops, context.settings, before, file.name)
-
-        reused = context.take_or_make(ingredients, folder, lambda: _train(context, phase, stage, crops, file))
-        history, timing = _read_record(record)
-        _write_history(folder / "history.jsonl", phase.name, history)
-        if reused:
-            with _tracking(context, phase, folder)(0) as track:
-                track(history)
-        append_row(folder / "timing.jsonl", {**timing, "reused": reused})
+        if context.ranks.first:
+            _train_once(context, phase, stage, crops, index, file)
+        else:
+            _trained(context, phase, stage, crops, folder)
+        context.ranks.wait()
     history, _ = _read_record(record)
     return context.load(file), [row for row in history if "validation_dice" in row][-1]["validation_dice"]
+
+
+def _train_once(
+    context: Context, phase: Phase, stage: Stage, sources: tuple[Source, ...], index: int, file: Path
+) -> None:
+    """Put the phase's files into the stage's folder: trained now, or by another run that shares them."""
+    folder = file.parent
+    earlier = context.earlier_models(index) if phase is context.strategy.consolidation else []
+
+    def ingredients() -> Ingredients:
+        before = [tensors_hash(read_tensors(path)) for path in earlier]
+        return of_phase(phase, stage, sources, context.settings, before, file.name)
+
+    reused = context.take_or_make(ingredients, folder, lambda: _train(context, phase, stage, sources, file))
+    history, timing = _read_record(folder / f"record_{phase.name}.json")
+    _write_history(folder / "history.jsonl", phase.name, history)
+    if reused:
+        with _tracking(context, phase, folder)(0) as track:
+            track(history)
+    append_row(folder / "timing.jsonl", {**timing, "reused": reused})
 
 
 def _memory(context: Context, phase: Phase, index: int) -> Mapping[str, Tensor]:
@@ -79,34 +95,12 @@ def _memory(context: Context, phase: Phase, index: int) -> Mapping[str, Tensor]:
 
 def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, ...], file: Path) -> list[str]:
     """Train one phase; names of the files that it made beside `file`."""
-    settings, folder = context.settings, file.parent
-    state = phase.begin(stage)
-    context.precision.place_(state.model).train()
-    steps = phase.steps(stage)
-    training = Training(
-        name=phase.name,
-        model=state.model,
-        losses=lambda batches, step: phase.losses(state, batches),
-        sources=sources,
-        steps=steps,
-        learning_rates=phase.learning_rates(settings.optimizer),
-        optimizer=settings.optimizer,
-        precision=context.precision,
-        checkpoint=folder / f"checkpoint_{phase.name}.safetensors",
-        carried=state.carried,
-        sharpness=settings.optimizer.sharpness if phase.seeks_flatness else 0.0,
-        check=lambda step: phase.check(stage, state),
-        checks=settings.budget.checks * max(1, math.ceil(steps / stage.steps)),
-        checks_first=phase.checks_first,
-        workers=settings.compute.workers,
-        checkpoint_seconds=settings.compute.checkpoint_seconds,
-        progress=lambda label, done, total: context.progress(f"{stage.task}: {label}", done, total),
-        tracking=_tracking(context, phase, folder),
-    )
+    folder, batches = file.parent, context.settings.budget.batches
     with measured("phase", phase=phase.name) as timing:
-        rows = train(training)
-        finished = phase.finish(stage, state)
-        timing["images"] = sum(source.size for source in sources) * sum("total" in row for row in rows)
+        trained, finished = _trained(context, phase, stage, sources, folder)
+        rows = trained.history
+        timing["images"] = batches * sum(source.size for source in sources) * sum("total" in row for row in rows)
+        timing["waited"] = round(trained.waited, 3)
         timing["peak_bytes"] = _peak_bytes(context.precision.device)
     rows[-1] |= finished.facts
     made = [file.name, f"record_{phase.name}.json"]
@@ -119,6 +113,47 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
     save_foundation(finished.model, file)
     write_json(folder / f"record_{phase.name}.json", {"history": rows, "timing": timing})
     return made
+
+
+def _trained(
+    context: Context, phase: Phase, stage: Stage, sources: tuple[Source, ...], folder: Path
+) -> tuple[Trained, Finished]:
+    """What every rank does of a phase: all but the writing."""
+    settings, state = context.settings, phase.begin(stage)
+    if state.carried and settings.budget.batches > 1:
+        raise ConfigError(
+            f"{context.strategy.name} follows its own weights from step to step and takes one batch in each.",
+            found=f"budget.batches: {settings.budget.batches}",
+            expected="1",
+        )
+    context.precision.place_(state.model).train()
+    if settings.compute.recompute:
+        recompute_(state.model.backbone)
+    steps = phase.steps(stage)
+    training = Training(
+        name=phase.name,
+        model=state.model,
+        losses=lambda batches, number: phase.losses(state, batches),
+        sources=sources,
+        steps=steps,
+        learning_rates=phase.learning_rates(settings.optimizer),
+        optimizer=settings.optimizer,
+        precision=context.precision,
+        checkpoint=folder / f"checkpoint_{phase.name}.safetensors",
+        carried=state.carried,
+        sharpness=settings.optimizer.sharpness if phase.seeks_flatness else 0.0,
+        check=lambda step: phase.check(stage, state),
+        checks=settings.budget.checks * max(1, math.ceil(steps / stage.steps)),
+        checks_first=phase.checks_first,
+        batches=settings.budget.batches,
+        ranks=context.ranks,
+        workers=settings.compute.workers,
+        checkpoint_seconds=settings.compute.checkpoint_seconds,
+        progress=lambda label, done, total, note="": context.progress(f"{stage.task}: {label}", done, total, note),
+        tracking=_tracking(context, phase, folder) if context.ranks.first else untracked,
+    )
+    trained = train(training)
+    return trained, phase.finish(stage, state)
 
 
 def _tracking(context: Context, phase: Phase, folder: Path) -> Tracking:

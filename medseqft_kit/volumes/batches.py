@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -190,7 +190,7 @@ class Rotation:
 Source = BatchSource | Rotation
 
 
-def prefetch(source: Source, steps: range, workers: int) -> Iterator[tuple[Batch, float]]:
+def prefetch(source: Source, steps: Sequence[int], workers: int) -> Iterator[tuple[Batch, float]]:
     """Batches of `steps` in order, made ahead by threads, each with the seconds that the caller waited for it.
 
     Parameters

@@ -27,7 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m")
+LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
 
 
 def score(workspace: Path, out: str, *module: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,21 @@ def score(workspace: Path, out: str, *module: str) -> subprocess.CompletedProces
 
 def losses(folder: Path) -> list[np.ndarray]:
     return [np.load(path)["loss"] for path in sorted(folder.glob("draws/block_*.npz"))]
+
+
+def test_the_launcher_starts_two_processes_that_hear_of_one_another(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import os\n"
+        "from medseqft_kit.runs.ranks import Ranks\n"
+        "ranks = Ranks.here()\n"
+        "heard = ranks.index, ranks.count, ranks.told(ranks.index), ranks.together([ranks.index])\n"
+        "os.write(1, f'heard {heard}\\n'.encode())\n"
+    )
+    command = [sys.executable, *LAUNCH[:-1], str(script)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    heard = sorted(line for line in told if line.startswith("heard"))
+    assert heard == ["heard (0, 2, 0, [0, 1])", "heard (1, 2, 0, [0, 1])"]
 
 
 def test_two_processes_find_what_one_finds_to_the_last_bit(workspace: Path) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from medseqft_kernels.dispatch import fastest, pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
+from medseqft_kit.progress import Progress
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import read_rows
 from medseqft_kit.settings import Settings
@@ -114,10 +115,10 @@ class _Killed(BaseException):
     """Stands for a process that ends where it is."""
 
 
-def _killing(after: int) -> Callable[[str, int, int], None]:
+def _killing(after: int) -> Progress:
     calls = iter(range(after))
 
-    def progress(label: str, done: int, total: int) -> None:
+    def progress(label: str, done: int, total: int, note: str = "") -> None:
         if next(calls, None) is None:
             raise _Killed
 

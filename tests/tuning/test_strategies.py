@@ -11,6 +11,7 @@ import torch
 from medseqft_kit import settings
 from medseqft_kit.errors import ConfigError
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
+from medseqft_kit.progress import Progress
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sequence import Run, Sequence
@@ -20,10 +21,10 @@ MakeSettings = Callable[..., Settings]
 Hashes = Callable[[Path], dict[str, str]]
 
 
-def _stop_after(limit: int) -> Callable[[str, int, int], None]:
+def _stop_after(limit: int) -> Progress:
     calls = iter(range(limit))
 
-    def progress(label: str, done: int, total: int) -> None:
+    def progress(label: str, done: int, total: int, note: str = "") -> None:
         if next(calls, None) is None:
             raise KeyboardInterrupt
 

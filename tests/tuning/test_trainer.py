@@ -33,6 +33,10 @@ def source(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return BatchSource(volumes.entries(), (8, 8, 8), 2, 0, "test")
 
 
+def rows_of(training: Training) -> list[dict[str, Any]]:
+    return train(training).history
+
+
 def _model() -> nn.Module:
     model = nn.Sequential(nn.Conv3d(1, 1, 1), nn.Conv3d(1, 1, 1))
     with torch.no_grad():
@@ -65,7 +69,7 @@ def test_training_is_plain_adamw_with_warm_up_cosine_clipping_and_a_rate_for_the
     source: BatchSource, tmp_path: Path
 ) -> None:
     training = _training(source, tmp_path, steps=20)
-    rows = train(training)
+    rows = rows_of(training)
     model = _model()
     optimizer = torch.optim.AdamW([
         {"params": model[0].parameters(), "lr": 0.01},  # type: ignore[index]
@@ -91,16 +95,16 @@ def test_a_stopped_training_continues_to_the_same_bits(
     source: BatchSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _training(source, tmp_path / "whole")
-    expected = train(whole)
+    expected = rows_of(whole)
     monkeypatch.setattr(trainer, "stop_requested", lambda: True)
     parts = 0
     for _ in range(5):
         with pytest.raises(Interrupted, match="of 6 of adapt"):
-            train(_training(source, tmp_path / "parts", workers=parts % 2))
+            rows_of(_training(source, tmp_path / "parts", workers=parts % 2))
         parts += 1
     monkeypatch.setattr(trainer, "stop_requested", lambda: False)
     last = _training(source, tmp_path / "parts")
-    assert train(last) == expected
+    assert rows_of(last) == expected
     assert parts == 5
     for ours, theirs in zip(last.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -123,15 +127,15 @@ def test_heads_that_take_turns_continue_to_the_same_bits(
         return _training(source, folder, steps=8, model=model, losses=losses, learning_rates={"": 0.05})
 
     whole = turns(tmp_path / "whole")
-    train(whole)
+    rows_of(whole)
     monkeypatch.setattr(trainer, "stop_requested", lambda: True)
     with pytest.raises(Interrupted):
-        train(turns(tmp_path / "parts"))
+        rows_of(turns(tmp_path / "parts"))
     with pytest.raises(Interrupted):
-        train(turns(tmp_path / "parts"))
+        rows_of(turns(tmp_path / "parts"))
     monkeypatch.setattr(trainer, "stop_requested", lambda: False)
     last = turns(tmp_path / "parts")
-    train(last)
+    rows_of(last)
     for ours, theirs in zip(last.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -148,13 +152,13 @@ def test_tensors_that_the_losses_carry_along_come_back_in_place(
 
         return replace(plain, losses=losses, carried={"count": count}), count
 
-    expected = train(counting(tmp_path / "whole")[0])
+    expected = rows_of(counting(tmp_path / "whole")[0])
     monkeypatch.setattr(trainer, "stop_requested", lambda: True)
     with pytest.raises(Interrupted):
-        train(counting(tmp_path / "parts")[0])
+        rows_of(counting(tmp_path / "parts")[0])
     monkeypatch.setattr(trainer, "stop_requested", lambda: False)
     training, count = counting(tmp_path / "parts")
-    assert train(training) == expected
+    assert rows_of(training) == expected
     assert count == 6
 
 
@@ -162,7 +166,7 @@ def test_sharpness_takes_the_gradient_uphill_by_its_radius(source: BatchSource, 
     """One step of SAM (arXiv 2010.01412, eq. 2–3) written out with autograd; plain descent would go elsewhere."""
     rho = 0.3
     training = _training(source, tmp_path, steps=1, sharpness=rho)
-    train(training)
+    rows_of(training)
     model, image = _model(), source.batch(0).image
     parameters = list(model.parameters())
     gradients = torch.autograd.grad((model(image) - 1).square().mean(), parameters)
@@ -189,7 +193,7 @@ def test_sharpness_takes_the_gradient_uphill_by_its_radius(source: BatchSource, 
 def test_sharpness_needs_steps_to_be_told_from_plain_descent(source: BatchSource, tmp_path: Path) -> None:
     """AdamW's first step is the gradient's sign; after a few the two part."""
     plain, sharp = _training(source, tmp_path / "a"), _training(source, tmp_path / "b", sharpness=0.3)
-    assert train(plain)[0]["error"] == train(sharp)[0]["error"]
+    assert rows_of(plain)[0]["error"] == rows_of(sharp)[0]["error"]
     ends = zip(plain.model.parameters(), sharp.model.parameters(), strict=True)
     assert any(not torch.equal(ours, theirs) for ours, theirs in ends)
 
@@ -198,13 +202,13 @@ def test_a_student_that_is_good_enough_takes_no_step(source: BatchSource, tmp_pa
     def check(step: int) -> Check:
         return Check({"validation_dice": 0.9}, done=True)
 
-    rows = train(_training(source, tmp_path, check=check, checks_first=True))
+    rows = rows_of(_training(source, tmp_path, check=check, checks_first=True))
     assert rows == [{"phase": "adapt", "step": -1, "validation_dice": 0.9, "done": True}]
 
 
 def test_a_training_of_no_steps_checks_what_it_was_given(source: BatchSource, tmp_path: Path) -> None:
     training = _training(source, tmp_path, steps=0, check=lambda step: Check({"validation_dice": 0.4}))
-    assert train(training) == [{"phase": "adapt", "step": -1, "validation_dice": 0.4}]
+    assert rows_of(training) == [{"phase": "adapt", "step": -1, "validation_dice": 0.4}]
     for ours, theirs in zip(training.model.parameters(), _model().parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -216,12 +220,12 @@ def test_checks_come_at_equal_distances_and_may_end_the_training(source: BatchSo
         seen.append(step)
         return Check({"validation_dice": 0.5}, done=step >= 7)
 
-    rows = train(_training(source, tmp_path, steps=20, check=check, checks=5))
+    rows = rows_of(_training(source, tmp_path, steps=20, check=check, checks=5))
     assert seen == [3, 7]
     assert rows[-1] == {"phase": "adapt", "step": 7, "validation_dice": 0.5, "done": True}
     assert sum("total" in row for row in rows) == 8
     # Asked again, a training that ended early is not taken up again.
-    assert train(_training(source, tmp_path, steps=20, check=check, checks=5)) == rows
+    assert rows_of(_training(source, tmp_path, steps=20, check=check, checks=5)) == rows
 
 
 def test_a_loss_that_is_no_number_stops_with_step_cases_and_a_saved_batch(source: BatchSource, tmp_path: Path) -> None:
@@ -231,7 +235,7 @@ def test_a_loss_that_is_no_number_stops_with_step_cases_and_a_saved_batch(source
         return {"error": training.losses(batches, step)["error"] * (math.nan if step == 3 else 1.0)}
 
     with pytest.raises(NumericsError, match="at step 3") as caught:
-        train(replace(training, losses=losses))
+        rows_of(replace(training, losses=losses))
     assert source.batch(3).cases[0] in str(caught.value)
     from safetensors.torch import load_file
 
@@ -249,7 +253,7 @@ def _interrupted_twice(source: BatchSource, folder: Path) -> Path:
         return dict(training.losses(batches, step))
 
     with pytest.raises(KeyboardInterrupt):
-        train(replace(training, losses=losses))
+        rows_of(replace(training, losses=losses))
     return training.checkpoint
 
 
@@ -271,7 +275,7 @@ def _empty(path: Path) -> None:
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
     source: BatchSource, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    expected = train(_training(source, tmp_path / "whole"))
+    expected = rows_of(_training(source, tmp_path / "whole"))
     checkpoint = _interrupted_twice(source, tmp_path / "torn")
     damage(checkpoint)
     training, steps = _training(source, tmp_path / "torn"), []
@@ -281,15 +285,15 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
         return dict(training.losses(batches, step))
 
     with pytest.warns(UserWarning, match=f"{checkpoint} is damaged"):
-        assert train(replace(training, losses=losses)) == expected
+        assert rows_of(replace(training, losses=losses)) == expected
     assert steps == [2, 3, 4, 5]
 
 
 def test_where_both_checkpoints_are_damaged_the_training_starts_over(source: BatchSource, tmp_path: Path) -> None:
-    expected = train(_training(source, tmp_path / "whole"))
+    expected = rows_of(_training(source, tmp_path / "whole"))
     checkpoint = _interrupted_twice(source, tmp_path / "torn")
     _cut(checkpoint)
     _flip_a_bit(before(checkpoint))
     with pytest.warns(UserWarning, match="is damaged") as warned:
-        assert train(_training(source, tmp_path / "torn")) == expected
+        assert rows_of(_training(source, tmp_path / "torn")) == expected
     assert len(warned) == 2

@@ -26,7 +26,7 @@ def landscape(
 ) -> None:
     """Training loss and Dice around or between the models of a run, as data and pictures.
 
-    Interrupted, the same command goes on. Several processes share the work: accelerate launch -m medseqft_kit …
+    Interrupted, the same command goes on. Several processes share the work: torchrun -m medseqft_kit …
     """
     from medseqft_kit.analysis.landscape_of_run import View
     from medseqft_kit.cli.analysis import landscape_runs

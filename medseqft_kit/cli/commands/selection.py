@@ -26,7 +26,7 @@ def score(
 ) -> None:
     """MDS: race for the K volumes with the lowest SSL loss of M_0; write scores.csv and buffer.json.
 
-    Interrupted, the same command goes on. Several processes share the work: accelerate launch -m medseqft_kit score …
+    Interrupted, the same command goes on. Several processes share the work: torchrun -m medseqft_kit score …
     """
     from medseqft_kit.cli.selection import score_dataset
     from medseqft_kit.errors import ConfigError

@@ -32,7 +32,7 @@ def pretrain(config: ConfigFile, out: Out) -> None:
 
 def run(config: ConfigFile, out: Out = Path("runs"), changes: Changes = None) -> None:
     """Run a whole sequence; the same command on the same folder continues it."""
-    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.cli.tables import show_run
     from medseqft_kit.config import assignments, load_config, varied
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tuning.experiment import run_sequence
@@ -40,8 +40,7 @@ def run(config: ConfigFile, out: Out = Path("runs"), changes: Changes = None) ->
     settings = varied(load_config(config), assignments(changes or []))
     with rich_progress() as progress:
         result = run_sequence(settings, out, progress)
-    show_cases(result.cases())
-    typer.echo(f"report: {result.report()}")
+    show_run(result)
 
 
 def add(
@@ -55,7 +54,7 @@ def add(
     modality: Annotated[str | None, typer.Option(help="CT, MR or PET, where the data set holds several.")] = None,
 ) -> None:
     """The next task arrives: one more stage on an existing run; old tasks are evaluated before and after."""
-    from medseqft_kit.cli.tables import show_cases
+    from medseqft_kit.cli.tables import show_run
     from medseqft_kit.config import parse_task
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tuning.plan import TaskPlan
@@ -64,8 +63,7 @@ def add(
     section = parse_task(dataset, name, labels, train_cases, modality)
     with rich_progress() as progress:
         result = Run(run, progress).add(TaskPlan.from_section(section))
-    show_cases(result.cases())
-    typer.echo(f"report: {result.report()}")
+    show_run(result)
 
 
 def compare(
