@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@# PyTorch first and by its exact version, so that nothing that follows can choose another.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,notebooks,figures,dicom,export]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,notebooks,figures,cluster,dicom,export]'
 	@# Without what it asks for: timm, and with it torchvision, are for transformers that are not used here.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps dynamic-network-architectures
 	@touch $@

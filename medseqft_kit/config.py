@@ -89,6 +89,17 @@ class TaskSection(Section):
     nsd_tolerance_mm: float = Field(2.0, gt=0, description="tolerance of the surface Dice, mm")
 
 
+class Slurm(Section):
+    """What each job of ``compare --executor slurm`` asks the cluster for."""
+
+    partition: str | None = Field(None, description="None: the cluster's own choice")
+    minutes: int = Field(1440, gt=0, description="longest time of a job; one that is stopped begins again and goes on")
+    memory_gb: float = Field(16.0, gt=0, description="main memory of a job")
+    cpus: int = Field(2, gt=0, description="CPUs of a job")
+    gpus: int = Field(0, ge=0, description="GPUs of a job")
+    at_once: int = Field(32, gt=0, description="runs side by side")
+
+
 class Compare(Section):
     """The grid of a comparison."""
 
@@ -104,6 +115,7 @@ class Compare(Section):
     transfer: tuple[str, ...] = Field((), description="strategies whose M_n goes on to the unseen tasks")
     every_stage: bool = Field(False, description="every M_t goes on to the unseen tasks, not M_n alone")
     probes: bool = Field(False, description="fill R[i, j] for tasks to come by linear probes")
+    slurm: Slurm = Slurm()
 
 
 class Config(Settings):

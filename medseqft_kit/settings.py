@@ -175,7 +175,7 @@ class Compute(Section):
     processes: int = Field(2, gt=0, description="runs of a comparison side by side")
     recompute: bool = Field(
         False,
-        description="keep no activations of the network's blocks: less memory, about a third more time, same values",
+        description="keep no activations of the network's blocks: less memory, one forward pass more, same values",
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
     tracker: str = Field(

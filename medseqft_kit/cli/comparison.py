@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import typer
 
 from medseqft_kit.cli.tables import show_comparison, show_gains, show_transfer
-from medseqft_kit.config import Compare, Config
+from medseqft_kit.config import Compare, Config, parse_config
 from medseqft_kit.errors import RunError
 from medseqft_kit.evaluation.gains import BASELINE, difference, plan
 from medseqft_kit.progress import rich_progress
@@ -19,24 +20,43 @@ from medseqft_kit.tuning.strategies import STRATEGIES
 from medseqft_kit.tuning.transfer import run_transfer
 
 
-def compare_strategies(config: Config, out: Path, strategies: Sequence[str] | None = None) -> None:
-    """Run or continue a comparison, print its headline, write its report and those of its runs.
-
-    `strategies` of ``["all"]`` are all that there are, and every variant of the configuration.
-    """
+def chosen(config: Config, strategies: Sequence[str] | None) -> Config:
+    """The configuration with other strategies; ``["all"]`` are all that there are, and every variant."""
     compare = config.compare or Compare()
     if strategies == ["all"]:
         strategies = [*STRATEGIES, *compare.variants]
     if strategies is not None:
         compare = compare.model_copy(update={"strategies": tuple(strategies)})
+    return config.model_copy(update={"compare": compare})
+
+
+def compare_strategies(config: Config, out: Path, strategies: Sequence[str] | None = None) -> None:
+    """Run or continue a comparison, print its headline, write its report and those of its runs."""
     with rich_progress() as progress:
-        tables = run_comparison(config.model_copy(update={"compare": compare}), out, progress)
+        tables = run_comparison(chosen(config, strategies), out, progress)
     for manifest in sorted(out.glob("runs/*/seed_*/order_*/manifest.json")):
         write_report(manifest.parent)
     show_comparison(tables.comparison)
     show_gains(tables.gains)
     show_transfer(tables.transfer)
     typer.echo(f"tables: {out}/*.csv\nreport: {write_comparison_report(out)}")
+
+
+def submit_to_slurm(config: Config, out: Path, strategies: Sequence[str] | None = None) -> None:
+    """Submit a comparison to the cluster and say what was submitted; the last job does what is left, and the tables."""
+    from medseqft_kit.tuning.cluster import submit_comparison
+
+    submitted = submit_comparison(chosen(config, strategies), out, collect)
+    for what, jobs in submitted.items():
+        typer.echo(
+            f"{what}: {jobs[0]} … {jobs[-1]}, {len(jobs)} jobs" if jobs[1:] else f"{what}: {', '.join(jobs) or '–'}"
+        )
+    typer.echo(f"logs: {out}/slurm\nafter the last job: {out}/*.csv and {out}/report.html")
+
+
+def collect(config: Mapping[str, Any], out: Path) -> None:
+    """The last job: :func:`compare_strategies` of what the others have left."""
+    compare_strategies(parse_config(config), out)
 
 
 def show_pilot(folder: Path) -> None:

@@ -18,12 +18,15 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json, write_text
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.lock import locked
+from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.tuning.experiment import foundation_model, generality_images, read_plans
 from medseqft_kit.tuning.generality import generality
 from medseqft_kit.tuning.harvest import harvest
 from medseqft_kit.tuning.jobs import Job, journey_jobs, run_waiting
 from medseqft_kit.tuning.members import Finished, Journey, members, probes, transfers
 from medseqft_kit.tuning.sequence import threads_of
+
+FOUNDATION_FILE = "foundation.safetensors"
 
 
 def run_comparison(config: Config, out: Path, progress: Progress = silent) -> Tables:
@@ -43,13 +46,15 @@ def run_comparison(config: Config, out: Path, progress: Progress = silent) -> Ta
     runs = members(config)
     if not runs:
         raise ConfigError("the comparison has no runs.", expected="strategies and seeds")
+    if (count := Ranks.here().count) > 1:
+        raise ConfigError(
+            "a comparison starts processes of its own.",
+            found=f"{count} processes",
+            expected="one; `compute.processes` says how many runs go side by side",
+        )
+    prepare_comparison(config, out, progress)
     with locked(out):
-        model = foundation_model(config, read_plans(config), out, progress)
-        weights = out / "foundation.safetensors"
-        if not weights.is_file():
-            save_foundation(model, weights)
-        jobs = [[Job(run.config, out, f"runs/{run.name}", "foundation.safetensors")] for run in runs]
-        run_waiting(jobs, config.compute.processes, progress, "runs")
+        run_waiting(comparison_jobs(config, out), config.compute.processes, progress, "runs")
         finished = [(run, RunFolder.open(out / "runs" / run.name)) for run in runs]
         journeys = _journeys(config, finished, out)
         run_waiting(journey_jobs(journeys, out), config.compute.processes, progress, "transfers")
@@ -58,6 +63,19 @@ def run_comparison(config: Config, out: Path, progress: Progress = silent) -> Ta
         for name, table in found.named().items():
             write_text(out / f"{name}.csv", csv_text(table))
     return found
+
+
+def prepare_comparison(config: Config, out: Path, progress: Progress = silent) -> None:
+    """Make the M_0 that serves all members, unless it is there."""
+    with locked(out):
+        model = foundation_model(config, read_plans(config), out, progress)
+        if not (out / FOUNDATION_FILE).is_file():
+            save_foundation(model, out / FOUNDATION_FILE)
+
+
+def comparison_jobs(config: Config, out: Path) -> list[list[Job]]:
+    """A job for each member, alone in its group."""
+    return [[Job(run.config, out, f"runs/{run.name}", FOUNDATION_FILE)] for run in members(config)]
 
 
 def _journeys(config: Config, finished: Sequence[Finished], out: Path) -> list[Journey]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from medseqft_kit.config import Config, parse_config
 from medseqft_kit.models.foundation import load_foundation
-from medseqft_kit.progress import Progress
+from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.workers import run_jobs
 from medseqft_kit.tuning import sequence
@@ -33,12 +33,20 @@ class Job:
         return folder.exists and all(stage["done"] for stage in RunFolder.open(folder.path).stages)
 
 
+Plain = tuple[Mapping[str, Any], Path, str, str]
+"""A job as other processes take it."""
+
+
 def run_waiting(groups: Sequence[Sequence[Job]], processes: int, progress: Progress, label: str) -> None:
     """Run the jobs that are not done, `processes` groups side by side; one process takes a group's jobs in turn."""
+    if waiting := not_done(groups):
+        run_jobs(run_group, [(group,) for group in waiting], min(processes, len(waiting)), progress, label)
+
+
+def not_done(groups: Sequence[Sequence[Job]]) -> list[list[Plain]]:
+    """What is left to do, as other processes take it."""
     waiting = [[_plain(job) for job in group if not job.done] for group in groups]
-    waiting = [group for group in waiting if group]
-    if waiting:
-        run_jobs(_run_group, [(group,) for group in waiting], min(processes, len(waiting)), progress, label)
+    return [group for group in waiting if group]
 
 
 def journey_jobs(journeys: Sequence[Journey], base: Path) -> list[list[Job]]:
@@ -51,14 +59,12 @@ def journey_jobs(journeys: Sequence[Journey], base: Path) -> list[list[Job]]:
     return list(groups.values())
 
 
-Plain = tuple[Mapping[str, Any], Path, str, str]
-
-
 def _plain(job: Job) -> Plain:
     return job.config.model_dump(mode="json"), job.base, job.name, job.weights
 
 
-def _run_group(group: Sequence[Plain], progress: Progress) -> None:
+def run_group(group: Sequence[Plain], progress: Progress = silent) -> None:
+    """Run jobs one after another; each continues where an earlier call stopped."""
     for config, base, name, weights in group:
         _run(config, base, name, weights, progress)
 

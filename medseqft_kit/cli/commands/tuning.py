@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from medseqft_kit.cli.commands.arguments import Changes, ConfigFile, Out, RunArgument
+
+Executor = Literal["local", "slurm"]
 
 
 def demo(out: Out = Path("demo")) -> None:
@@ -76,19 +78,23 @@ def compare(
     pilot: Annotated[
         Path | None, typer.Option(help="A finished comparison: say first how many seeds its differences take.")
     ] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="slurm: every run a job of the cluster, and the tables by the last one.")
+    ] = "local",
     changes: Changes = None,
 ) -> None:
     """The same data, budget and seeds under several strategies; tables with intervals and tests, and a report.
 
     The same command on the same folder continues it.
     """
-    from medseqft_kit.cli.comparison import compare_strategies, show_pilot
+    from medseqft_kit.cli.comparison import compare_strategies, show_pilot, submit_to_slurm
     from medseqft_kit.config import assignments, load_config, varied
 
     if pilot is not None:
         show_pilot(pilot)
     settings = varied(load_config(config), assignments(changes or []))
-    compare_strategies(settings, out, strategies.split(",") if strategies else None)
+    names = strategies.split(",") if strategies else None
+    (submit_to_slurm if executor == "slurm" else compare_strategies)(settings, out, names)
 
 
 def transfer(
