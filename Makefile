@@ -51,6 +51,7 @@ bench: setup ## time every operation against its rivals on this machine; ARGS="-
 	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)
 	$(BIN)/python kernels/benchmarks/mds.py
 	$(BIN)/python kernels/benchmarks/landscape.py
+	$(BIN)/python kernels/benchmarks/training.py
 
 notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
 	$(BIN)/python notebooks/execute.py
