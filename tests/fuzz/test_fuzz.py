@@ -23,7 +23,7 @@ from medseqft_kit.tuning.plan import TaskPlan
 from medseqft_kit.tuning.sequence import Sequence
 from tests.fuzz.targets import Target, targets
 
-INPUTS = int(os.environ.get("MEDSEQFT_FUZZ_INPUTS", "60"))
+INPUTS = int(os.environ.get("MEDSEQFT_FUZZ_INPUTS", "25"))
 """For each target; `make soak` says more."""
 SECONDS = 20
 """What takes longer hangs."""

@@ -43,7 +43,10 @@ def test_a_set_without_labels_lists_its_images(msd, training):
 
 @pytest.mark.parametrize(("entries", "message"), [
     ({"training": [{"image": "imagesTr/a.nrrd", "label": "labelsTr/a.nrrd"}]}, "a.nrrd"),
-    ({"training": ["imagesTr/a.nii.gz"]}, "in `training`"),
+    ({"training": ["imagesTr/a.nii.gz"]}, "both ending in"),
+    ({"training": [{"image": "imagesTr/a.nii.gz", "label": "/"}]}, "both ending in"),
+    ({"training": 3}, "`training` is a list"),
+    ({"modality": {}}, "at least one channel"),
     ({"labels": {"head": 1}}, "maps numbers to names"),
     ({"modality": ["CT"]}, "maps numbers to names"),
     ({"test": ["imagesTs/a.nii.gz"]}, "cannot be told apart"),
@@ -157,7 +160,8 @@ def test_files_listed_elsewhere_are_found(nnunet):
     ({"labels": {"head": "1"}}, "names to integers"),
     ({"labels": ["head"]}, "maps names to values"),
     ({"dataset": {"p1": {"images": ["x"]}}}, "dataset"),
-    ({"dataset": {"../p1": {"images": ["x"], "label": "y"}}}, "name a file"),
+    ({"dataset": {"../p1": {"images": ["x.nii.gz"], "label": "y.nii.gz"}}}, "name a file"),
+    ({"dataset": {"p1": {"images": ["x.nii.gz"], "label": "y"}}}, "paths of NIfTI files"),
 ])  # fmt: skip
 def test_a_damaged_nnunet_description_is_an_error(nnunet, entries, message):
     with pytest.raises(DataError, match=message):

@@ -30,13 +30,13 @@ def attempt(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         "foundation": {
             "pretrain": {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 6, "batch": 2, "cases": 2}
         },
-        "model": {"size": "tiny", "patch": [8, 8, 8]},
+        "model": {"size": "tiny", "patch": [16, 16, 16]},
         "tasks": [
             {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
             {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
         ],
-        "strategy": {"buffer": {"k": 1, "max_draws": 32}, "lora": {"rank": 2, "fidelity": 1.0}},
-        "budget": {"steps": 6, "batch": 1, "checks": 2, "validation_cases": 1},
+        "strategy": {"buffer": {"k": 1, "max_draws": 32}, "lora": {"rank": 2, "fidelity": 1.0, "longest": 1.0}},
+        "budget": {"steps": 4, "batch": 1, "checks": 2, "validation_cases": 1},
         "compute": {"precision": "fp32", "checkpoint_seconds": 0, "workers": 1},
     }
     file = tmp_path_factory.mktemp("killed") / "config.yaml"

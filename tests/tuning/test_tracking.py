@@ -55,6 +55,9 @@ def test_tensorboard_shows_the_history_and_the_run_is_the_same_without_it(
     assert {row["phase"] for row in rows} == set(phases)
     for phase in phases:
         shown = scalars(watched / "tensorboard/01_liver" / phase)
+        waited = shown.pop("waited")
+        assert [step for step, _ in waited] == [step for step, _ in shown["total"]]
+        assert all(seconds >= 0 for _, seconds in waited)
         assert {"total", "learning_rate", "validation_dice"} < set(shown)
         assert shown == of_history([row for row in rows if row["phase"] == phase], set(shown))
     assert len(shown["fidelity"]) >= 2
@@ -103,6 +106,7 @@ def test_a_killed_training_leaves_no_step_twice(
     monkeypatch.undo()
     sequence()
     shown = scalars(folder)
+    shown.pop("waited")  # which no history holds
     assert [step for step, _ in shown["total"]] == [0, 1, 2, 3]
     rows = [row for row in read_rows(tmp_path / "stages/01_liver/history.jsonl") if row["phase"] == "adapt"]
     assert shown == of_history(rows, set(shown))

@@ -62,7 +62,7 @@ def _crop_losses(model: FoundationModel, crops: Iterator[Batch]) -> Iterator[Ten
     for crop in crops:
         assert crop.label is not None
         logits = model(crop.image, crop.task)
-        yield voxel_cross_entropy(marginal_logits(logits.float(), crop.unknown), crop.label)
+        yield voxel_cross_entropy(marginal_logits(logits, crop.unknown), crop.label)
 
 
 def _packed(penalty: Quadratic) -> dict[str, Tensor]:

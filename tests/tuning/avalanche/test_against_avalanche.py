@@ -59,7 +59,7 @@ def avalanches_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(ARCHITECTURES, "points", Points)
     monkeypatch.setattr(
         "medseqft_kit.tuning.phases.full.segmentation_losses",
-        lambda logits, label: {"cross_entropy": F.cross_entropy(logits, label)},
+        lambda logits, label, unknown=None: {"cross_entropy": F.cross_entropy(logits, label)},
     )
     torch.set_default_dtype(torch.float64)
     yield
