@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.runs.atomic import replacing
 from medseqft_kit.tasks.headers import ENDINGS, HeaderFacts, nifti_stream, parse_header
+from medseqft_kit.tasks.memory import require_memory
 
 CHUNK = 1 << 20
 
@@ -42,12 +44,18 @@ def read_values(path: Path, dtype: Any = None) -> tuple[NDArray[Any], HeaderFact
     Raises
     ------
     DataError
-        If the file is truncated, corrupt (a wrong checksum included) or does not hold real numbers.
+        If the file is truncated, corrupt (a wrong checksum included), larger than the free memory, or does not hold
+        real numbers.
     """
     with nifti_stream(path) as stream:
         header = parse_header(stream, path)
         if header.nifti.get_data_dtype().kind not in "iuf":
             raise ValueError(f"voxels of type {header.nifti.get_data_dtype()}, which are no real numbers")
+        require_memory(
+            math.prod(header.shape) * (header.nifti.get_data_dtype().itemsize + np.dtype(dtype or np.float64).itemsize),
+            f"{path}, shape {header.shape},",
+            "look at the file: it may hold nothing but zeros; else crop it, or use a larger machine",
+        )
         proxy = ArrayProxy(stream, header.nifti, mmap=False)
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which `check` reports
             values = np.asarray(proxy, dtype=dtype)

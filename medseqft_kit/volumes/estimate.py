@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from medseqft_kit.errors import DataError
 from medseqft_kit.tasks.images import read_header
+from medseqft_kit.tasks.memory import readable, require_memory
 from medseqft_kit.tasks.statistics import ras_spacing
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.volumes.preprocess import Preprocessing
@@ -64,14 +64,11 @@ def require_room(store: Path, needed: Estimate, task: Task) -> None:
     DataError
         If the store's disk or the machine's memory does not have that much free.
     """
-    memory = psutil.virtual_memory().available + psutil.swap_memory().free
-    if needed.memory > memory:
-        raise DataError(
-            f"preprocessing the largest case of {task.name} does not fit into memory.",
-            found=f"{readable(memory)} free",
-            expected=readable(needed.memory),
-            next_step="close other programs, choose a coarser `spacing`, or use a larger machine",
-        )
+    require_memory(
+        needed.memory,
+        f"preprocessing the largest case of {task.name}",
+        "close other programs, choose a coarser `spacing`, or use a larger machine",
+    )
     existing = next(folder for folder in (store, *store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed.disk + SPARE > free:
@@ -81,15 +78,3 @@ def require_room(store: Path, needed: Estimate, task: Task) -> None:
             expected=f"{readable(needed.disk)}, and {readable(SPARE)} to spare",
             next_step="free some space, choose a coarser `spacing`, or put the run on another disk",
         )
-
-
-def readable(count: int) -> str:
-    """A number of bytes for people.
-
-    >>> readable(1_500_000)
-    '1.5 MB'
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import resource
 import struct
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from medseqft_kit.errors import ConfigError, DataError
+from medseqft_kit.tasks import memory
 from medseqft_kit.tasks.nifti import read_header, read_image, read_label, write_labels, write_volume
 
 
@@ -154,3 +156,21 @@ def test_an_affine_without_volume_is_refused(tmp_path, save, image):
     nib.save(content, tmp_path / "b.nii.gz")
     with pytest.raises(DataError, match="cannot be inverted"):
         read_image(tmp_path / "b.nii.gz")
+
+
+def test_a_gzip_bomb_is_refused_before_its_memory_is_taken(tmp_path, monkeypatch):
+    """200 kB that hold, in truth, 200 MB of zeros: more than is free."""
+    header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
+    header.set_data_shape((1000, 1000, 200))
+    with gzip.open(tmp_path / "bomb.nii.gz", "wb", compresslevel=9) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(200):
+            file.write(bytes(1_000_000))
+    assert (tmp_path / "bomb.nii.gz").stat().st_size < 300_000
+    monkeypatch.setattr(memory, "free_memory", lambda: 100_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (read_image, read_label):
+        with pytest.raises(DataError, match="does not fit into memory") as caught:
+            read(tmp_path / "bomb.nii.gz")
+        assert caught.value.found == "100.0 MB free"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from medseqft_kit.errors import DataError
+from medseqft_kit.tasks import memory
 from medseqft_kit.volumes import estimate as estimating
 from medseqft_kit.volumes import store as storing
 from medseqft_kit.volumes.entry import OPEN_ENTRIES
@@ -202,8 +203,7 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(task, tmp_path, monkeyp
     if short == "disk":
         monkeypatch.setattr(estimating.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     else:
-        monkeypatch.setattr(estimating.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-        monkeypatch.setattr(estimating.psutil, "swap_memory", lambda: SimpleNamespace(free=0))
+        monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(DataError, match="fit") as problem:
         prepare(task, SPACING, ["a"], tmp_path / "store")
     assert problem.value.found == "1.0 kB free"
