@@ -52,6 +52,7 @@ bench: setup ## time every operation against its rivals on this machine; ARGS="-
 	$(BIN)/python kernels/benchmarks/mds.py
 	$(BIN)/python kernels/benchmarks/landscape.py
 	$(BIN)/python kernels/benchmarks/training.py
+	$(BIN)/python kernels/benchmarks/goals.py
 
 notebooks: setup ## execute all notebooks in their short form, into notebooks/executed (QUICK=0: the long form)
 	$(BIN)/python notebooks/execute.py

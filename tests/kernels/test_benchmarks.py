@@ -517,3 +517,24 @@ def test_a_layer_that_is_compiled_is_beside_the_one_that_is_not(bench):
         for compiled in (True, False):
             (first, *_) = getattr(bench, operation).rows(CPU, shapes=shapes, compiled=compiled)
             assert (f"{first.rival} compiled" in first.build().providers) is compiled
+
+
+def test_the_page_of_goals_says_what_is_held_missed_and_not_measured(bench, tmp_path):
+    def group(layout, floor, rival, worst):
+        figures = {
+            "times_floor": {"geometric_mean": floor, "worst": 9.0, "rows": 2},
+            "rival_over_it": {"geometric_mean": rival, "worst": worst, "rows": 2},
+        }
+        return {"operation": "lora_conv3d", "dtype": "float32", "format": layout, "providers": {"auto": figures}}
+
+    summary = [group("contiguous", 1.0, 1.0, 0.9), group("channels-last", 1.44, 4.0, 1.2)]
+    (tmp_path / "some-machine.json").write_text(json.dumps({"summary": summary}))
+    (tmp_path / "training.json").write_text(json.dumps({"medians": {"MONAI, plain": 3.0, "ours, fp32": 2.5}}))
+    rows = {name: tuple(rest) for name, *rest in bench.goals.page(tmp_path)}
+    assert len(rows) == 9
+    conv = "lora_conv3d, fp32, both formats"
+    assert rows[f"{conv}: times the frozen convolution"] == ("≤ 1.35", "1.20", "held")  # √(1.0 · 1.44)
+    assert rows[f"{conv}: times faster than PEFT"] == ("≥ 1.5", "2.00", "held")
+    assert rows[f"{conv}: the same, worst shape"] == ("≥ 0.95", "0.90", "MISSED")
+    assert rows["training, fp32: times the steps of a plain MONAI loop"] == ("≥ 1.5", "1.20", "MISSED")
+    assert rows["landscape: times the bare forward passes"][1:] == ("–", "not measured")
