@@ -40,6 +40,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes had begun to write; the caller holds the folder's lock."""
+    for leftover in folder.rglob(".*.tmp-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
     """Say it for people where a disk or a quota is used up within the block; RunError, and `path` is as it was."""

@@ -25,6 +25,7 @@ from medseqft_kit.models.foundation import (
 )
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.progress import Progress, silent
+from medseqft_kit.runs.atomic import remove_leftovers
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.interrupt import stopping_cleanly
 from medseqft_kit.runs.lock import locked
@@ -294,6 +295,8 @@ def _prepare(
 def at_work(folder: Path, settings: Settings, ranks: Ranks) -> Iterator[None]:
     """Hold the lock (the first rank), listen for signals, and use the run's number of threads until the block ends."""
     with locked(folder) if ranks.first else nullcontext(), stopping_cleanly(), threads_of(settings):
+        if ranks.first:
+            remove_leftovers(folder)
         yield
 
 

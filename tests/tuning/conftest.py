@@ -58,6 +58,30 @@ def settings_for() -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
+def whole_config(phantoms: dict[str, Path]) -> Callable[..., dict[str, Any]]:
+    """A configuration as a file holds it, of a whole run that takes seconds; `sections` replace keys of its own."""
+
+    def build(**sections: dict[str, Any]) -> dict[str, Any]:
+        pretrain = {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 4, "batch": 1, "cases": 2}
+        content: dict[str, Any] = {
+            "foundation": {"pretrain": pretrain},
+            "model": {"size": "tiny", "patch": [8, 8, 8]},
+            "tasks": [
+                {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
+                {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
+            ],
+            "strategy": {"buffer": {"k": 1, "max_draws": 16}, "lora": {"rank": 2, "fidelity": 1.0, "longest": 1.0}},
+            "budget": {"steps": 4, "batch": 1, "checks": 1, "validation_cases": 1},
+            "compute": {"precision": "fp32", "checkpoint_seconds": 0},
+        }
+        for name, keys in sections.items():
+            content[name] = {**content.get(name, {}), **keys}
+        return content
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def hashes() -> Callable[[Path], dict[str, str]]:
     """All files of a run that must be equal in equal runs, by their content; events of TensorBoard hold the time."""
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +83,12 @@ def _until(condition: Any, seconds: float) -> None:
 
 
 @pytest.fixture
-def config(phantoms: dict[str, Path], tmp_path: Path) -> Path:
-    content = {
-        "foundation": {
-            "pretrain": {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 2, "batch": 1, "cases": 2}
-        },
-        "model": {"size": "tiny", "patch": [8, 8, 8]},
-        "tasks": [
-            {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
-            {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
-        ],
-        "strategy": {"buffer": {"k": 1, "max_draws": 16}, "lora": {"rank": 2, "fidelity": 1.0, "longest": 1.0}},
-        "budget": {"steps": 40, "batch": 1, "checks": 1, "validation_cases": 1},
-        "compute": {"precision": "fp32", "checkpoint_seconds": 0, "tracker": "none"},
-        "compare": {"strategies": ["parallel", "medseqft"], "seeds": [0], "slurm": {"memory_gb": 1.0, "cpus": 1}},
-    }
+def config(whole_config: Callable[..., Any], tmp_path: Path) -> Path:
+    content = whole_config(
+        budget={"steps": 40},
+        compute={"tracker": "none"},
+        compare={"strategies": ["parallel", "medseqft"], "seeds": [0], "slurm": {"memory_gb": 1.0, "cpus": 1}},
+    )
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(content))
     return file

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,21 +25,9 @@ Attempt = Callable[[Path, float], int]
 
 
 @pytest.fixture(scope="module")
-def attempt(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempt]:
+def attempt(whole_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempt]:
     """A run into a folder, killed after so many seconds; its exit code."""
-    config = {
-        "foundation": {
-            "pretrain": {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 6, "batch": 2, "cases": 2}
-        },
-        "model": {"size": "tiny", "patch": [16, 16, 16]},
-        "tasks": [
-            {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
-            {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
-        ],
-        "strategy": {"buffer": {"k": 1, "max_draws": 32}, "lora": {"rank": 2, "fidelity": 1.0, "longest": 1.0}},
-        "budget": {"steps": 4, "batch": 1, "checks": 2, "validation_cases": 1},
-        "compute": {"precision": "fp32", "checkpoint_seconds": 0, "workers": 1},
-    }
+    config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2}, compute={"workers": 1})
     file = tmp_path_factory.mktemp("killed") / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     with subprocess.Popen([sys.executable, RUNS, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at:

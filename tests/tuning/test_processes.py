@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,21 +68,9 @@ def test_a_step_of_several_batches_is_the_mean_of_their_losses(source: BatchSour
         assert not torch.equal(parameter, old)
 
 
-def test_two_processes_run_a_whole_sequence(phantoms: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_run_a_whole_sequence(whole_config: Callable[..., Any], tmp_path: Path) -> None:
     """Pre-training, selection, both phases, evaluation: the buffers of one process, and its models nearly."""
-    config = {
-        "foundation": {
-            "pretrain": {"data": [str(phantoms["Phantom00_Unlabelled"])], "steps": 2, "batch": 1, "cases": 2}
-        },
-        "model": {"size": "tiny", "patch": [8, 8, 8]},
-        "tasks": [
-            {"name": "liver", "data": str(phantoms["Phantom01_Liver"]), "train_cases": 2},
-            {"name": "lungs", "data": str(phantoms["Phantom03_Lungs_Heart"]), "train_cases": 2},
-        ],
-        "strategy": {"buffer": {"k": 1, "max_draws": 16}, "lora": {"rank": 2, "fidelity": 1.0, "longest": 1.0}},
-        "budget": {"steps": 2, "batch": 1, "batches": 2, "checks": 1, "validation_cases": 1},
-        "compute": {"precision": "fp32", "checkpoint_seconds": 0},
-    }
+    config = whole_config(budget={"steps": 2, "batches": 2})
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     for name, launch in (("one", [sys.executable, "-m"]), ("two", [*LAUNCH, "-m"])):

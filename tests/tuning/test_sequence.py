@@ -139,6 +139,20 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert len(found) > 20
 
 
+def test_what_a_killed_process_had_begun_to_write_is_gone_when_the_run_goes_on(
+    finished: Path, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes
+) -> None:
+    """Else the manifest would list it among the stage's files."""
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=1)
+    with pytest.raises(_Killed):
+        Sequence(tmp_path / "out", model, settings_for(), _killing(14)).fit(plans)
+    begun = tmp_path / "out" / "stages" / "01_liver" / ".metrics.json.tmp-12345"
+    begun.write_text("{")
+    Sequence(tmp_path / "out", model, settings_for()).fit(plans)
+    assert not begun.exists()
+    assert hashes(tmp_path / "out") == hashes(finished)
+
+
 def test_a_finished_run_is_not_redone(
     finished: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
 ) -> None:
