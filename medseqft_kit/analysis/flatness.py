@@ -22,6 +22,7 @@ from medseqft_kit.evaluation.statistics import seed_margin
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.objectives.segmentation import segmentation_losses
 from medseqft_kit.progress import Progress, silent
+from medseqft_kit.tuning.trainer import placed
 from medseqft_kit.volumes.batches import Batch
 
 
@@ -108,8 +109,9 @@ def _of_batch(
 ) -> dict[str, float]:
     if batch.label is None:
         raise ValueError("flatness of the segmentation loss needs labelled crops")
-    image, label = precision.place(batch.image), batch.label.to(precision.device)
-    unknown = None if batch.unknown is None else batch.unknown.to(precision.device)
+    there = placed(batch, precision)
+    image, label, unknown = there.image, there.label, there.unknown
+    assert label is not None
     loss = batch_loss(network, image, label, unknown)
     largest = top_eigenvalues(loss, weights, probes.eigenvalues, seed=probes.seed)
     crops = [slice(i, i + 1) for i in range(len(image))]

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.objectives.segmentation import hard_dice, segmentation_losses
+from medseqft_kit.tuning.trainer import placed
 from medseqft_kit.volumes.batches import Batch
 
 
@@ -81,9 +82,7 @@ class Segmentation(Metric):
     def __init__(self, batches: Sequence[Batch], precision: Precision) -> None:
         super().__init__()
         self.precision = precision
-        self.batches = [
-            (precision.place(batch.image), *(part.to(precision.device) for part in _labels(batch))) for batch in batches
-        ]
+        self.batches = [(batch.image, *_labels(batch)) for batch in (placed(each, precision) for each in batches)]
 
     @property
     def crops(self) -> int:
