@@ -7,7 +7,9 @@ rank, λ, teacher, scope, predictor, share of the step. Orders of tasks are in `
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,6 +18,10 @@ from style import DOUBLE, arguments, publish
 from medseqft_kit.evaluation.gains import LATER, MEAN, OURS
 from medseqft_kit.report.comparison_figures import forest
 from medseqft_kit.runs.folder import RunFolder
+from medseqft_kit.tuning.strategies import STRATEGIES
+
+PARTS = ("strategy", "optimizer", "augment", "budget")
+"""Parts of a configuration that a variant may change."""
 
 
 def worth(folder: Path) -> pd.DataFrame:
@@ -27,11 +33,29 @@ def worth(folder: Path) -> pd.DataFrame:
 
 
 def variants(folder: Path) -> dict[str, str]:
-    """Name of each variant to the settings that it changes, as JSON."""
+    """Name of each variant of MedSeqFT to the settings in which its runs differ from MedSeqFT's, as JSON."""
+    configs: dict[str, Any] = {}
     for manifest in sorted(folder.glob("runs/*/seed_*/order_*/manifest.json")):
-        compare = RunFolder.open(manifest.parent).manifest["config"].get("compare") or {}
-        return {name: json.dumps(changed) for name, changed in compare.get("variants", {}).items()}
-    return {}
+        config = RunFolder.open(manifest.parent).manifest["config"]
+        configs.setdefault(manifest.parents[2].name, {part: config.get(part, {}) for part in PARTS})
+    ours = configs.get(OURS, {})
+    return {
+        name: json.dumps(difference(ours, config))
+        for name, config in configs.items()
+        if name not in STRATEGIES and config["strategy"].get("name") == OURS
+    }
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What `other` says differently, nested as it is there."""
+    found: dict[str, Any] = {}
+    for key, value in other.items():
+        before = one.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            found |= {key: inner} if (inner := difference(before, value)) else {}
+        elif value != before:
+            found[key] = value
+    return found
 
 
 def picture(rows: pd.DataFrame) -> go.Figure:

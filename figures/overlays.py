@@ -30,7 +30,7 @@ def draw(runs: list[Path], out: Path) -> list[Path]:
     rows = own_cases(runs, names)
     folder = RunFolder.open(runs[0])
     shown = {task: middle_case(rows[rows["task"] == task]) for task in dict.fromkeys(rows["task"])}
-    columns = ["image", "truth", *names]
+    columns = ["image", "reference", *names]
     figure = make_subplots(
         len(shown),
         len(columns),
@@ -51,7 +51,8 @@ def draw(runs: list[Path], out: Path) -> list[Path]:
             mark = {"color": colour, "symbol": "square", "size": 8}
             legend = {"legendgroup": name, "legendgrouptitle": {"text": plain(name)}}
             figure.add_scatter(x=[None], y=[None], mode="markers", marker=mark, name=plain(structure), **legend)
-    figure.update_xaxes(showticklabels=False, showgrid=False).update_yaxes(showticklabels=False, showgrid=False)
+    bare = {"showticklabels": False, "showgrid": False, "ticks": "", "showline": False}
+    figure.update_xaxes(**bare).update_yaxes(**bare)
     figure.update_layout(template="none", margin={"l": 24, "r": 4, "t": 24, "b": 4})
     kept = rows[[case == shown[task] for task, case in zip(rows["task"], rows["case"], strict=True)]]
     side = (DOUBLE - 36) / len(columns)

@@ -79,7 +79,11 @@ def in_print(figure: go.Figure, width: float, height: float) -> go.Figure:
     axis = {"title_font_size": size, "tickfont_size": size, "linecolor": "black", "linewidth": 0.75}
     printed.update_xaxes(**axis).update_yaxes(**axis)
     printed.update_annotations(font_size=size, font_family=FONT)
-    printed.update_coloraxes(colorbar={"tickfont": {"size": size}, "title": {"font": {"size": size}}})
+    bar = {"colorbar": {"tickfont": {"size": size}, "title": {"font": {"size": size}}}}
+    printed.update_coloraxes(bar)
+    printed.update_traces(textfont_size=size, selector={"type": "scatter"})
+    for kind in ("heatmap", "contour", "surface"):
+        printed.update_traces(bar, selector={"type": kind})
     return printed
 
 

@@ -85,7 +85,7 @@ class TaskSection(Section):
     )
     train_cases: int | None = Field(None, gt=0, description="labelled cases used for training; None: all of them")
     spacing: tuple[float, float, float] | None = Field(None, description="mm; None: the data set's median")
-    window: tuple[float, float] | None = Field(None, description="HU or SUV mapped to −1…1; None: by modality")
+    window: tuple[float, float] | None = Field(None, description="HU or SUV mapped to M_0's scale; None: by modality")
     nsd_tolerance_mm: float = Field(2.0, gt=0, description="tolerance of the surface Dice, mm")
 
 

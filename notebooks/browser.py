@@ -1,7 +1,7 @@
 """Open every notebook in a real JupyterLab in a real Chromium, run all, look at what is drawn.
 
 A notebook passes if it comes to rest without an error, and every Plotly figure and every NiiVue
-view in it has drawn something. A picture of the whole of each is kept in ``notebooks/pictures/``.
+view in it has drawn something. Pictures of the whole of each are kept in ``notebooks/pictures/``.
 Chromium is looked for as `chromium` or in ``BROWSER_PATH``.
 """
 
@@ -40,6 +40,14 @@ LONGEST = 600
 CODE_CELLS = ".jp-Notebook .jp-CodeCell"
 WAITING = """() => [...document.querySelectorAll('.jp-InputArea-prompt')]
     .some(each => each.textContent.includes('*'))"""
+SCREEN = 3000
+"""Pixels of a notebook on one picture."""
+SCROLLED = """top => {
+    const shown = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
+    const outer = shown.querySelector('.jp-WindowedPanel-outer');
+    outer.scrollTop = top;
+    return outer.scrollHeight;
+}"""
 
 
 def main() -> int:
@@ -115,6 +123,7 @@ def _run(page: Page, address: str, name: str) -> list[str]:
     page.goto(address)
     page.wait_for_selector(CODE_CELLS, timeout=60_000)
     page.wait_for_selector(".jp-NotebookPanel-toolbar", timeout=60_000)
+    page.add_style_tag(content=".Toastify {display: none}")  # the question about news
     time.sleep(2)  # the kernel is being started
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
@@ -126,7 +135,7 @@ def _run(page: Page, address: str, name: str) -> list[str]:
         for found in page.locator(".jp-RenderedText[data-mime-type*=error]").all()
     ]
     problems += _undrawn(page)
-    _picture(page, name)
+    _pictures(page, name)
     return problems
 
 
@@ -151,14 +160,15 @@ def _undrawn(page: Page) -> list[str]:
     return problems if figures or views else [*problems, "nothing is drawn"]
 
 
-def _picture(page: Page, name: str) -> None:
-    """The whole notebook, made as high as it is."""
-    height = page.evaluate(
-        "() => document.querySelector('.jp-WindowedPanel-outer, .jp-Notebook').scrollHeight"
-    )
-    page.set_viewport_size({"width": 1280, "height": min(int(height) + 200, 16_000)})
+def _pictures(page: Page, name: str) -> None:
+    """The whole notebook, screen by high screen: Lab renders only what is near the screen."""
+    page.set_viewport_size({"width": 1280, "height": SCREEN + 200})
     time.sleep(2)
-    page.screenshot(path=PICTURES / f"{name}.png")
+    top, number = 0, 0
+    while top < int(page.evaluate(SCROLLED, top)):
+        time.sleep(2)
+        page.screenshot(path=PICTURES / f"{name}_{number}.png")
+        top, number = top + SCREEN, number + 1
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ settings.register_profile("ci", parent=settings.get_profile("here"), derandomize
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave what takes minutes to `make soak`."""
+    mark = item.get_closest_marker("soak")
+    if mark is not None and mark.kwargs.get("only") and "soak" not in item.config.option.markexpr:
+        pytest.skip("takes minutes: `make soak` (or `pytest -m soak`) runs it")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Give every test process one thread: more of them on a shared machine are slower, and bits depend on it."""

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from medseqft_kit.analysis.drift import WHOLE
-from medseqft_kit.report.figures import plain, styled
+from medseqft_kit.report.figures import model_name, plain, styled
 
 MEASURES = {
     "relative": "distance moved, in multiples of the layer's norm",
@@ -38,7 +38,7 @@ def heat_map(table: pd.DataFrame, measure: str, reference: str = "M_0") -> go.Fi
     layers = list(dict.fromkeys(chosen["layer"]))
     cells = chosen.pivot_table(index="layer", columns="model", values=measure, sort=False)
     values = cells.reindex(index=layers, columns=[model for _, model, _ in columns]).to_numpy()
-    labels = [f"{plain(model)}<br>{plain(task)}" for _, model, task in columns]
+    labels = [f"{model_name(model)}<br>{plain(task)}" for _, model, task in columns]
     figure = go.Figure(
         go.Heatmap(
             x=labels,
@@ -49,16 +49,17 @@ def heat_map(table: pd.DataFrame, measure: str, reference: str = "M_0") -> go.Fi
             textfont={"size": 10},
             colorscale="Viridis",
             reversescale=measure not in RISING,
-            colorbar={"title": {"text": MEASURES[measure], "side": "right"}, "thickness": 14},
+            colorbar={"thickness": 14},
             hovertemplate="%{y}<br>%{x}: %{z:.3g}<extra></extra>",
             xgap=1,
             ygap=1,
         )
     )
     from_where = "M<sub>0</sub>" if reference == "M_0" else "the stage's own M<sub>t−1</sub>"
-    figure.update_layout(title={"text": f"Change from {from_where}", "x": 0, "xref": "paper", "font": {"size": 15}})
-    figure.update_yaxes(autorange="reversed", title_text="layer, from input to output")
-    figure.update_xaxes(side="bottom")
+    title = f"Change from {from_where}: {MEASURES[measure]}"
+    figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 15}})
+    figure.update_yaxes(autorange="reversed", title_text="layer, from input to output", dtick=1)
+    figure.update_xaxes(side="bottom", automargin=True)
     styled(figure, height=max(ROW * len(layers) + 190, 400), top=56)
     longest = max(len(str(layer)) for layer in layers)
     return figure.update_layout(margin={"l": 60 + 6.5 * longest, "b": 80}, showlegend=False)

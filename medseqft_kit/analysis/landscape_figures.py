@@ -11,7 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from medseqft_kit.analysis.landscape import Landscape
-from medseqft_kit.report.figures import COLOURS, INK, plain, styled
+from medseqft_kit.report.figures import COLOURS, INK, model_name, plain, styled
 
 TITLES = {"loss": "training loss", "dice": "training Dice"}
 SCALE = "Viridis"
@@ -55,12 +55,13 @@ def surfaces(landscapes: Mapping[str, Landscape], quantity: str = "loss") -> go.
         figure.add_surface(
             x=found.grid.xs, y=found.grid.ys, z=heights, coloraxis="coloraxis", hoverinfo="skip", row=1, col=column
         )
+    small, height = {"size": 10}, {"range": [low, high], **_ticks(shared)}
     scene = {
-        "xaxis_title": "x",
-        "yaxis_title": "y",
-        "zaxis": {"title": _title(quantity), "range": [low, high], **_ticks(shared)},
+        "xaxis": {"title": {"text": "direction 1", "font": small}, "tickfont": small},
+        "yaxis": {"title": {"text": "direction 2", "font": small}, "tickfont": small},
+        "zaxis": {"title": {"text": ""}, "tickfont": small, **height},  # the bar of colours says what it is
         "aspectmode": "cube",
-        "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.0}},
+        "camera": {"eye": {"x": 1.75, "y": 1.75, "z": 1.1}, "center": {"x": 0, "y": 0, "z": -0.2}},
     }
     figure.update_scenes(scene)
     styled(figure, height=480, top=64)
@@ -89,7 +90,7 @@ def lines(landscapes: Mapping[str, Landscape]) -> go.Figure:
         for name, (x, _) in first.marks.items():
             figure.add_vline(x=x, line={"color": INK, "width": 1, "dash": "dot"}, row=1, col=column)
             figure.add_annotation(
-                x=x, y=1.0, yref="y domain", text=plain(name), showarrow=False, yanchor="bottom", row=1, col=column
+                x=x, y=1.0, yref="y domain", text=model_name(name), showarrow=False, yanchor="bottom", row=1, col=column
             )
         figure.update_yaxes(title_text=_title(quantity), row=1, col=column)
     figure.update_xaxes(title_text="way from the first model (0) to the second (1)")
@@ -141,7 +142,7 @@ def _mark(figure: go.Figure, found: Landscape, column: int) -> None:
         x=[x for x, _ in found.marks.values()],
         y=[y for _, y in found.marks.values()],
         mode="markers+text",
-        text=[plain(name) for name in found.marks],
+        text=[model_name(name) for name in found.marks],
         textposition="top center",
         textfont={"color": "white", "size": 14},
         marker={"color": "white", "size": 9, "line": {"color": INK, "width": 1.5}},

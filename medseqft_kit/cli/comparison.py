@@ -34,8 +34,10 @@ def compare_strategies(config: Config, out: Path, strategies: Sequence[str] | No
     """Run or continue a comparison, print its headline, write its report and those of its runs."""
     with rich_progress() as progress:
         tables = run_comparison(chosen(config, strategies), out, progress)
-    for manifest in sorted(out.glob("runs/*/seed_*/order_*/manifest.json")):
-        write_report(manifest.parent)
+        runs = [manifest.parent for manifest in sorted(out.glob("runs/*/seed_*/order_*/manifest.json"))]
+        for done, run in enumerate(runs, start=1):
+            write_report(run)
+            progress("reports", done, len(runs))
     show_comparison(tables.comparison)
     show_gains(tables.gains)
     show_transfer(tables.transfer)

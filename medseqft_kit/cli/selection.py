@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from medseqft_kit.models.foundation import load_foundation
+from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.progress import Progress, rich_progress, silent
 from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.buffer import Buffer, select, write_buffer, write_scores
@@ -25,10 +25,10 @@ from medseqft_kit.volumes.store import TaskVolumes, prepare
 def score_dataset(model: Path, dataset: Path, out: Path, k: int, rules: Rules, seed: int) -> None:
     """Race for the `k` lowest scores; of several processes the first writes and tells."""
     with _told() as (progress, first):
-        volumes = _volumes(dataset, out, progress)
-        scores = score_volumes(
-            load_foundation(model), volumes, k, rules=rules, seed=seed, progress=progress, journal=out / "draws"
-        )
+        foundation = load_foundation(model)
+        volumes = _volumes(foundation, dataset, out, progress)
+        journal = out / "draws"
+        scores = score_volumes(foundation, volumes, k, rules=rules, seed=seed, progress=progress, journal=journal)
     if first:
         _write(out, select(scores), scores)
 
@@ -36,10 +36,9 @@ def score_dataset(model: Path, dataset: Path, out: Path, k: int, rules: Rules, s
 def select_cases(model: Path, dataset: Path, out: Path, settings: BufferSettings, seed: int) -> None:
     """Fill a buffer as the settings say."""
     with _told() as (progress, first):
-        volumes = _volumes(dataset, out, progress)
-        buffer, scores = choose(
-            load_foundation(model), volumes, settings, seed=seed, progress=progress, journal=out / "draws"
-        )
+        foundation = load_foundation(model)
+        volumes = _volumes(foundation, dataset, out, progress)
+        buffer, scores = choose(foundation, volumes, settings, seed=seed, progress=progress, journal=out / "draws")
     if first:
         _write(out, buffer, scores)
 
@@ -55,9 +54,9 @@ def _told() -> Iterator[tuple[Progress, bool]]:
         yield progress, first
 
 
-def _volumes(dataset: Path, out: Path, progress: Progress) -> TaskVolumes:
-    task = detect_task(dataset)
-    return prepare(task, Preprocessing(), [case.id for case in task.cases], out / "store", progress=progress)
+def _volumes(model: FoundationModel, dataset: Path, out: Path, progress: Progress) -> TaskVolumes:
+    task, grid = detect_task(dataset), Preprocessing(scale=model.spec.scale)
+    return prepare(task, grid, [case.id for case in task.cases], out / "store", progress=progress)
 
 
 def _write(out: Path, buffer: Buffer, scores: pd.DataFrame | None) -> None:

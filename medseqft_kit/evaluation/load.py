@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from medseqft_kit.evaluation.options import PredictionOptions
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.models.precision import resolve_precision
+from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.volumes.preprocess import Preprocessing
 
@@ -35,7 +35,7 @@ def load_predictor(run: str | Path, task: str, which: Which = "adapted") -> Pred
     ModelError
         If the weights cannot be read or hold no head for the task.
     """
-    manifest = _manifest(Path(run))
+    manifest = RunFolder.open(run).manifest
     stages = {stage["task"]: stage["folder"] for stage in manifest["stages"] if stage["done"]}
     if task not in stages:
         raise RunError(
@@ -50,11 +50,10 @@ def load_predictor(run: str | Path, task: str, which: Which = "adapted") -> Pred
     if task not in model.heads:
         raise ModelError(f"{path} has no head for {task}.", found=", ".join(model.heads) or "no head", expected=task)
     entry = manifest["tasks"][task]
-    settings = {name: None if value is None else tuple(value) for name, value in entry["preprocessing"].items()}
     foundation = _placed(load_foundation(Path(run) / "foundation.safetensors")) if which == "agreement" else None
     header, chosen = _header(task, entry), manifest.get("config", {}).get("predict", {})
     options = PredictionOptions(tuple(chosen.get("flips", ())), tuple(chosen.get("largest_component", ()))).of(header)
-    return Predictor(_placed(model), header, Preprocessing(**settings), foundation, options)
+    return Predictor(_placed(model), header, Preprocessing.read(entry["preprocessing"]), foundation, options)
 
 
 def _placed(model: FoundationModel) -> FoundationModel:
@@ -72,14 +71,3 @@ def _header(name: str, entry: Mapping[str, Any]) -> Task:
         declared=frozenset(entry["declared"]),
         cases=(),
     )
-
-
-def _manifest(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise RunError(
-            f"{run} is not a run folder that can be read.",
-            found=str(problem),
-            expected="a folder made by `medseqft run`",
-        ) from problem

@@ -104,10 +104,12 @@ def _preprocessing(predictor: Predictor) -> list[dict[str, Any]]:
     if len(predictor.task.channels) > 1:
         steps.append({"_target_": "Lambdad", "keys": "image", "func": FORGET_CHANNEL_AXIS})
     if shared is not None:
-        scaled = {"a_min": shared[0], "a_max": shared[1], "b_min": -1.0, "b_max": 1.0, "clip": True}
+        low, high = predictor.preprocessing.scale
+        scaled = {"a_min": shared[0], "a_max": shared[1], "b_min": low, "b_max": high, "clip": True}
         steps.append({"_target_": "ScaleIntensityRanged", "keys": "image", **scaled})
     else:
-        arguments = f"{list(predictor.task.channels)}, {predictor.preprocessing.window}"
+        chosen = predictor.preprocessing
+        arguments = f"{list(predictor.task.channels)}, {chosen.window}, {chosen.scale}"
         steps.append(
             {
                 "_target_": "Lambdad",

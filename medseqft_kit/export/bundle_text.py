@@ -64,7 +64,7 @@ def _tensor(predictor: Predictor, channels: int, meaning: dict[int, str]) -> dic
         "num_channels": channels,
         "spatial_shape": list(predictor.model.spec.patch),
         "dtype": "float32",
-        "value_range": [-1, 1] if windowed else [],
+        "value_range": list(predictor.preprocessing.scale) if windowed else [],
         "is_patch_data": True,
         "channel_def": {str(index): name for index, name in meaning.items()},
     }

@@ -11,7 +11,7 @@ from medseqft_kit.runs.folder import versions
 from medseqft_kit.volumes.intensity import CT_WINDOW, LARGEST_Z, SUV_WINDOW
 
 WINDOWED = ("CT", "PET")
-"""Modalities that are clipped and scaled to −1 … 1; all others get z-scores."""
+"""Modalities that are clipped and scaled; all others get z-scores."""
 
 
 def facts(predictor: Predictor, which: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def facts(predictor: Predictor, which: str) -> dict[str, Any]:
 def intensity(predictor: Predictor, modality: str) -> Mapping[str, Any]:
     """How a channel of that modality is prepared."""
     if modality in WINDOWED:
-        return {"clip": list(window(predictor, modality)), "scale_to": [-1, 1]}
+        return {"clip": list(window(predictor, modality)), "scale_to": list(predictor.preprocessing.scale)}
     voxels = "voxels > 0" if modality == "MR" else "all voxels"
     between = f"of the {voxels} between their 0.5th and 99.5th percentile"
     return {"z_score": f"mean and standard deviation {between}", "clip_z": [-LARGEST_Z, LARGEST_Z]}

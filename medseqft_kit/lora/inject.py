@@ -111,6 +111,9 @@ class AdaptedModel(FoundationModel):
         memo = _replacements(model, settings, layers)
         for name, part in model.named_children():
             self.add_module(name, copy.deepcopy(part, memo))
+        for _, norm in norms(self.backbone) if settings.train_norms else ():
+            if isinstance(norm, nn.GroupNorm):
+                norm.register_forward_pre_hook(_with_gradient)
 
     def layers(self) -> dict[str, LoRALayer]:
         """The adapted layers by their names in the backbone."""
@@ -245,6 +248,17 @@ def _refuse_uneven(name: str, groups: int, rank: int) -> None:
 def norms(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The norm layers of a backbone by name."""
     return ((name, module) for name, module in backbone.named_modules() if isinstance(module, NORMS))
+
+
+def _with_gradient(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Ask for the gradient of a group norm's input, wanted or not.
+
+    Without it the backward pass of PyTorch 2.13 on a CPU, channels last, writes where it must not and the process dies:
+    a norm that is trained in front of the first adapted layer has such an input.
+    """
+    (image,) = inputs
+    wanted = image.requires_grad or not torch.is_grad_enabled() or image.device.type != "cpu"
+    return (image if wanted else image.detach().requires_grad_(),)
 
 
 def _replacements(model: FoundationModel, settings: LoRASettings, layers: dict[str, LoRALayer]) -> dict[int, Any]:

@@ -35,7 +35,8 @@ class ModelSpec:
     self-supervised loss of the SSL head with its settings, so that MDS scores with the loss of pre-training; the name
     ``none`` says that there is no such head. `network` are settings of the network that differ from its size's.
     `origin` is kept for people: whose weights they are, under which licence; and for the fitting of an SSL head, under
-    ``fresh``, which parts of the backbone (prefixes of names) did not come with them.
+    ``fresh``, which parts of the backbone (prefixes of names) did not come with them. `scale` is what the two ends of
+    a window (CT, PET) were mapped to in pre-training; the model's volumes are prepared so.
     """
 
     architecture: str = "segresnet"
@@ -45,6 +46,7 @@ class ModelSpec:
     objective: Mapping[str, object] = field(default_factory=lambda: dict(MASKED))
     network: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
+    scale: tuple[float, float] = (-1.0, 1.0)
 
 
 class FoundationModel(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -21,11 +22,22 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-se
 NO_LOSS = frozenset({"phase", "step", "total", "learning_rate"})
 MOST_POINTS = 400
 PHASES = {"adapt": "adapt: full fine-tuning", "consolidate": "consolidate: LoRA distillation"}
+MODEL = re.compile(r"M('?)_(\d+)")
 
 
 def plain(text: object) -> str:
     """Text for Plotly, shown as it is."""
     return html.escape(str(text), quote=False)
+
+
+def model_name(name: str) -> str:
+    """A name as ``M'_2`` in the paper's type; any other as :func:`plain` has it.
+
+    >>> model_name("M'_2"), model_name("M_0")
+    ('M′<sub>2</sub>', 'M<sub>0</sub>')
+    """
+    found = MODEL.fullmatch(name)
+    return f"M{'′' * len(found[1])}<sub>{found[2]}</sub>" if found else plain(name)
 
 
 def loss_terms(rows: Iterable[Row]) -> list[str]:

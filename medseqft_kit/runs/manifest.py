@@ -24,6 +24,7 @@ def _plain(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_plain)]
 Ids = list[str]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class _Part(BaseModel):
@@ -36,6 +37,14 @@ class _Split(_Part):
     test: Ids = []
 
 
+class _Preprocessing(_Part):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    spacing: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    window: Pair | None = None
+    scale: Pair = [-1.0, 1.0]
+
+
 class _Task(_Part):
     root: str = ""
     channels: list[str] = []
@@ -44,7 +53,7 @@ class _Task(_Part):
     split: _Split = _Split()
     train_cases: Ids = []
     validation_cases: Ids = []
-    preprocessing: dict[str, Any] = {}
+    preprocessing: _Preprocessing = _Preprocessing()
     nsd_tolerance_mm: float = Field(2.0, gt=0, allow_inf_nan=False)
     fingerprint: str = ""
 
@@ -75,6 +84,7 @@ class _Foundation(_Part):
     fingerprint: str = ""
     architecture: str = ""
     size: str = ""
+    scale: Pair = [-1.0, 1.0]
     parameters: int = 0
 
 

@@ -81,7 +81,7 @@ def score_volumes(
     """
     rules, precision, speed = rules or Rules(), precision or resolve_precision(), speed or Speed()
     sizes = block_sizes(rules.max_draws)
-    with _prepared(volumes, store, progress) as ready:
+    with _prepared(model, volumes, store, progress) as ready:
         names = ready.cases
         k = buffer_size(len(names)) if k is None else k
         if not 1 <= k <= len(names):
@@ -143,12 +143,15 @@ def _named(verdict: Verdict, cases: Sequence[str], rules: Rules) -> dict[str, ob
 
 
 @contextmanager
-def _prepared(volumes: TaskVolumes | Task, store: Path | None, progress: Progress) -> Iterator[TaskVolumes]:
+def _prepared(
+    model: FoundationModel, volumes: TaskVolumes | Task, store: Path | None, progress: Progress
+) -> Iterator[TaskVolumes]:
     if not isinstance(volumes, Task):
         yield volumes
         return
     if not volumes.cases:
         raise DataError(f"task {volumes.name} has no labelled case to score.", expected="at least one case")
     cases = [case.id for case in volumes.cases]
+    grid = Preprocessing(scale=model.spec.scale)
     with TemporaryDirectory(prefix="medseqft-") as temporary:
-        yield prepare(volumes, Preprocessing(), cases, store or Path(temporary), progress=progress)
+        yield prepare(volumes, grid, cases, store or Path(temporary), progress=progress)

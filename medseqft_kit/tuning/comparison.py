@@ -16,7 +16,7 @@ from medseqft_kit.models.foundation import frozen_copy, load_foundation, save_fo
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json, write_text
-from medseqft_kit.runs.folder import RunFolder
+from medseqft_kit.runs.folder import RunFolder, sha256
 from medseqft_kit.runs.lock import locked
 from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.tuning.experiment import foundation_model, generality_images, read_plans
@@ -91,9 +91,13 @@ def _measure_generality(config: Config, finished: Sequence[Finished], out: Path,
     if not images:
         return
     precision = resolve_precision(config.compute.precision, config.compute.device)
+    losses: dict[str, float] = {}  # by content: M_0 is in every run, and runs share stages
     with threads_of(config):
         for done, folder in enumerate(waiting, start=1):
             stages = [folder.stage_folder(index) / "merged.safetensors" for index in range(len(folder.stages))]
-            models = [frozen_copy(precision.place_(load_foundation(file))) for file in (folder.foundation, *stages)]
-            write_json(folder.path / "generality.json", {"ssl_loss": generality(models, images, precision)})
+            files = {file: sha256(file) for file in (folder.foundation, *stages)}
+            new = {content: file for file, content in files.items() if content not in losses}
+            models = [frozen_copy(precision.place_(load_foundation(file))) for file in new.values()]
+            losses |= dict(zip(new, generality(models, images, precision), strict=True)) if models else {}
+            write_json(folder.path / "generality.json", {"ssl_loss": [losses[each] for each in files.values()]})
             progress("generality of the models", done, len(waiting))

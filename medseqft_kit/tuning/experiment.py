@@ -100,7 +100,9 @@ def generality_images(config: Config, plans: list[TaskPlan], out: Path, progress
     if config.foundation.pretrain is None:
         return ()
     hidden = patients_tested([*plans, *read_unseen(config)], config)
-    return pretraining_images(_pretraining(config, hidden), out / "pretraining", progress)
+    folder = out / "pretraining"
+    scale = load_foundation(folder / "foundation.safetensors").spec.scale
+    return pretraining_images(_pretraining(config, hidden), folder, scale, progress)
 
 
 def _pretraining(config: Config, hidden: frozenset[str]) -> Pretraining:

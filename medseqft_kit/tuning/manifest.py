@@ -12,6 +12,7 @@ from medseqft_kit.models.foundation import FoundationModel, parameter_count
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.runs.folder import FORMAT, RunFolder, sha256, versions
 from medseqft_kit.settings import Settings
+from medseqft_kit.volumes.intensity import SCALE
 
 FREE_TO_CHANGE = ("workers", "processes", "checkpoint_seconds", "tracker", "recompute")
 """Keys of `compute` that no result depends on."""
@@ -40,11 +41,18 @@ def first_manifest(folder: RunFolder, model: FoundationModel, settings: Settings
             "fingerprint": sha256(folder.foundation),
             "architecture": model.spec.architecture,
             "size": model.spec.size,
+            "scale": list(model.spec.scale),
             "parameters": parameter_count(model.backbone),
         },
         "tasks": {},
         "stages": [],
     }
+
+
+def scale_of(folder: RunFolder) -> tuple[float, float]:
+    """What the ends of a window become in this run; runs from before the models said so took the default."""
+    low, high = folder.manifest["foundation"].get("scale", SCALE)
+    return low, high
 
 
 class KernelChoices(UserDict[str, str]):

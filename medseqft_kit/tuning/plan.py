@@ -57,10 +57,9 @@ class TaskPlan:
     def from_entry(cls, name: str, entry: Mapping[str, Any]) -> TaskPlan:
         """Read the data set that a manifest names."""
         task = load_task(Path(entry["root"]), name, entry["structures"], entry["channels"][0])
-        grid = {key: tuple(value) if value is not None else None for key, value in entry["preprocessing"].items()}
         annotated = entry.get("annotated")
         drawn = tuple(annotated) if isinstance(annotated, list) else annotated
-        whole = Preprocessing(**grid)
+        whole = Preprocessing.read(entry["preprocessing"])
         return cls(_drawn_for(task, drawn), entry["train_limit"], whole, entry["nsd_tolerance_mm"], drawn)
 
 
@@ -166,9 +165,9 @@ def choose_cases(plan: TaskPlan, split: Split, settings: Settings) -> Cases:
     return Cases(kept, validation, split.test, beyond)
 
 
-def resolved(plan: TaskPlan) -> TaskPlan:
-    """The plan with its grid filled in from the data."""
-    return replace(plan, preprocessing=resolve(plan.preprocessing, plan.task))
+def resolved(plan: TaskPlan, scale: tuple[float, float]) -> TaskPlan:
+    """The plan with its grid filled in from the data, and the scale of intensities that M_0 expects."""
+    return replace(plan, preprocessing=replace(resolve(plan.preprocessing, plan.task), scale=scale))
 
 
 def manifest_entry(plan: TaskPlan, split: Split, cases: Cases) -> dict[str, Any]:

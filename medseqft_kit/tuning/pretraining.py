@@ -27,6 +27,7 @@ from medseqft_kit.tuning.sources import Entries
 from medseqft_kit.tuning.tracking import tracking, untracked
 from medseqft_kit.tuning.trainer import Training, train
 from medseqft_kit.volumes.batches import Batch, BatchSource
+from medseqft_kit.volumes.intensity import SCALE
 from medseqft_kit.volumes.preprocess import Preprocessing, resolve
 from medseqft_kit.volumes.store import TaskVolumes, prepare
 
@@ -57,7 +58,8 @@ def pretrain_foundation(plan: Pretraining, folder: Path, progress: Progress = si
         If the objective's loss is defined over blocks of draws of one volume, or `plan.start` has an SSL head.
     """
     settings = plan.settings
-    entries = pretraining_images(plan, folder, progress)
+    scale = SCALE if plan.start is None else plan.start.spec.scale
+    entries = pretraining_images(plan, folder, scale, progress)
     channels = {len(volumes.task.channels) for volumes, _ in entries}
     if len(channels) != 1:
         raise DataError(
@@ -149,12 +151,17 @@ def _trainable(objective: Objective) -> Objective:
     return objective
 
 
-def pretraining_images(plan: Pretraining, folder: Path, progress: Progress = silent) -> Entries:
-    """Every image that the pre-training sees, prepared in the store of `folder`."""
-    return tuple(entry for path in plan.pretrain.data for entry in _entries(plan, path, folder / "store", progress))
+def pretraining_images(
+    plan: Pretraining, folder: Path, scale: tuple[float, float], progress: Progress = silent
+) -> Entries:
+    """Every image that the pre-training sees, prepared in the store of `folder` at the model's scale."""
+    grid, store = Preprocessing(scale=scale), folder / "store"
+    return tuple(entry for path in plan.pretrain.data for entry in _entries(plan, path, grid, store, progress))
 
 
-def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> list[tuple[TaskVolumes, str]]:
+def _entries(
+    plan: Pretraining, path: Path, grid: Preprocessing, store: Path, progress: Progress
+) -> list[tuple[TaskVolumes, str]]:
     task = detect_task(path)
     cases = _kept(task, plan)
     if not cases:
@@ -165,9 +172,7 @@ def _entries(plan: Pretraining, path: Path, store: Path, progress: Progress) -> 
             next_step="remove it from `foundation.pretrain.data`",
         )
     unlabelled = _without_labels(task, cases)
-    volumes = prepare(
-        unlabelled, resolve(Preprocessing(), unlabelled), [case.id for case in cases], store, progress=progress
-    )
+    volumes = prepare(unlabelled, resolve(grid, unlabelled), [case.id for case in cases], store, progress=progress)
     return [(volumes, case.id) for case in cases]
 
 

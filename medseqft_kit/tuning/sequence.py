@@ -35,7 +35,7 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.fingerprint import fingerprint
 from medseqft_kit.tasks.types import Task
 from medseqft_kit.tuning.context import Context
-from medseqft_kit.tuning.manifest import KernelChoices, first_manifest, refuse_other_settings
+from medseqft_kit.tuning.manifest import KernelChoices, first_manifest, refuse_other_settings, scale_of
 from medseqft_kit.tuning.plan import (
     TaskPlan,
     check_data,
@@ -127,7 +127,7 @@ class Sequence:
         structures = [structure for plan in (*plans, *others) for structure in plan.task.structures]
         refuse_unknown_structures(options.largest_component, structures)
         check_data(plans)
-        plans = [resolved(plan) for plan in plans]
+        plans = [resolved(plan, self.model.spec.scale) for plan in plans]
         precision = resolve_precision(self.settings.compute.precision, self.settings.compute.device)
         save_foundation(self.model, self.folder.foundation)
         self.folder.manifest = first_manifest(self.folder, self.model, self.settings, precision)
@@ -172,7 +172,7 @@ class Run:
         if new.task.name not in names:
             _refuse_unfinished(folder)
             check_data([new])
-            _plan_stages(folder, [resolved(new)], settings)
+            _plan_stages(folder, [resolved(new, scale_of(folder))], settings)
         elif folder.stages[-1]["task"] != new.task.name or folder.stages[-1]["done"]:
             raise RunError(
                 f"{self.path} has a task {new.task.name!r} already.",
@@ -333,7 +333,7 @@ def _with_added_tasks(folder: RunFolder, plans: list[TaskPlan]) -> list[TaskPlan
             next_step="medseqft add, for one more task; or another --out",
         )
     added = [TaskPlan.from_entry(name, folder.manifest["tasks"][name]) for name in before[len(now) :]]
-    return [resolved(plan) for plan in (*plans, *added)]
+    return [resolved(plan, scale_of(folder)) for plan in (*plans, *added)]
 
 
 def _refuse_unfinished(folder: RunFolder) -> None:

@@ -12,6 +12,8 @@ from monai.transforms.intensity.array import ScaleIntensityRange
 CT_WINDOW = (-175.0, 250.0)
 """HU that a CT is clipped to where the task says nothing: fat to contrast-filled vessels, the window of MONAI's BTCV
 recipe. Bone is clipped, so a task on bone sets a wider one."""
+SCALE = (-1.0, 1.0)
+"""What the two ends of a window become where the model says nothing; public weights of CT often expect 0 and 1."""
 SUV_WINDOW = (0.0, 15.0)
 """SUV that a PET is clipped to; the bladder is far above, most tumours below."""
 LARGEST_Z = 5.0
@@ -21,15 +23,18 @@ SAMPLED = 1_000_000
 
 
 def normalise(
-    image: Float[np.ndarray, "c x y z"], channels: Sequence[str], window: tuple[float, float] | None = None
+    image: Float[np.ndarray, "c x y z"],
+    channels: Sequence[str],
+    window: tuple[float, float] | None = None,
+    scale: tuple[float, float] = SCALE,
 ) -> Float[np.ndarray, "c x y z"]:
     """Scale each channel by its modality; the input is left alone.
 
     Parameters
     ----------
     channels
-        ``"CT"``: clipped to `window` in HU (:data:`CT_WINDOW` where None) and scaled to [-1, 1].
-        ``"PET"``: clipped to :data:`SUV_WINDOW` and scaled to [-1, 1].
+        ``"CT"``: clipped to `window` in HU (:data:`CT_WINDOW` where None) and mapped onto `scale`.
+        ``"PET"``: clipped to :data:`SUV_WINDOW` and mapped onto `scale`.
         ``"MR"``: z-score by mean and deviation of the voxels > 0 between their 0.5th and 99.5th percentile.
         Anything else: the same z-score over all voxels. Z-scores are clipped to ±:data:`LARGEST_Z`.
 
@@ -41,15 +46,17 @@ def normalise(
     scaled = np.empty(image.shape, np.float32)
     for index, modality in enumerate(channels):
         if modality in ("CT", "PET"):
-            scaled[index] = _windowed(image[index], SUV_WINDOW if modality == "PET" else window or CT_WINDOW)
+            scaled[index] = _windowed(image[index], SUV_WINDOW if modality == "PET" else window or CT_WINDOW, scale)
         else:
             scaled[index] = _z_score(image[index], positive=modality == "MR")
     return scaled
 
 
-def _windowed(channel: Float[np.ndarray, "x y z"], window: tuple[float, float]) -> Float[np.ndarray, "x y z"]:
-    scale = ScaleIntensityRange(a_min=window[0], a_max=window[1], b_min=-1.0, b_max=1.0, clip=True)
-    return scale(torch.from_numpy(np.ascontiguousarray(channel))).numpy()
+def _windowed(
+    channel: Float[np.ndarray, "x y z"], window: tuple[float, float], scale: tuple[float, float]
+) -> Float[np.ndarray, "x y z"]:
+    onto = ScaleIntensityRange(a_min=window[0], a_max=window[1], b_min=scale[0], b_max=scale[1], clip=True)
+    return onto(torch.from_numpy(np.ascontiguousarray(channel))).numpy()
 
 
 def _z_score(channel: Float[np.ndarray, "x y z"], positive: bool) -> Float[np.ndarray, "x y z"]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from medseqft_kit.tasks.images import read_image
 from medseqft_kit.tasks.labels import label_files, read_classes
 from medseqft_kit.tasks.statistics import spacing_statistics
 from medseqft_kit.tasks.types import IGNORE, Case, Task
-from medseqft_kit.volumes.intensity import normalise
+from medseqft_kit.volumes.intensity import SCALE, normalise
 from medseqft_kit.volumes.types import Geometry, Volume
 
 SAME_SPACING = 1e-3
@@ -37,21 +38,32 @@ class Preprocessing:
         Voxel size of the grid in mm along the RAS axes; None: the task's median, see :func:`resolve`.
     window
         HU that CT channels are clipped to; None: :data:`~medseqft_kit.volumes.intensity.CT_WINDOW`.
+    scale
+        What the ends of a window (CT, PET) become: the foundation model's, for its weights expect it.
 
     Raises
     ------
     ConfigError
-        If a spacing is not positive or the window is empty.
+        If a spacing is not positive, or the window or the scale is empty.
     """
 
     spacing: tuple[float, float, float] | None = None
     window: tuple[float, float] | None = None
+    scale: tuple[float, float] = SCALE
 
     def __post_init__(self) -> None:
         if self.spacing is not None and not (len(self.spacing) == 3 and all(0 < s < np.inf for s in self.spacing)):
             raise ConfigError("this spacing cannot be used.", found=f"{self.spacing}", expected="three sizes in mm > 0")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ConfigError("this window is empty.", found=f"{self.window}", expected="two HU values, lower first")
+        if not self.scale[0] < self.scale[1]:
+            raise ConfigError("this scale is empty.", found=f"{self.scale}", expected="two values, lower first")
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Sequence[float] | None]) -> Preprocessing:
+        """From the JSON object that ``dataclasses.asdict`` made of it, as a run's manifest keeps it."""
+        values: dict[str, Any] = {name: None if value is None else tuple(value) for name, value in kept.items()}
+        return cls(**values)
 
     def target(self, sizes: Sequence[float]) -> tuple[float, float, float]:
         """The grid's spacing for an image with these voxel sizes along its RAS axes, mm.
@@ -130,7 +142,7 @@ def preprocess_array(
     An image whose spacing is already the wanted one (:data:`SAME_SPACING`) is only turned onto RAS axes.
     """
     original = Geometry((image.shape[1], image.shape[2], image.shape[3]), np.array(affine, np.float64))
-    scaled = normalise(image, channels, preprocessing.window)
+    scaled = normalise(image, channels, preprocessing.window, preprocessing.scale)
     on_grid, grid_affine = _onto_grid(scaled, original.affine, preprocessing, "bilinear")
     classes = None
     if label is not None:

@@ -22,6 +22,7 @@ from medseqft_kit.tasks.fingerprint import image_hash, label_hash
 from medseqft_kit.tasks.types import Case, Task
 from medseqft_kit.volumes.entry import FORMAT, UNFINISHED, is_whole, open_entry, write_entry
 from medseqft_kit.volumes.estimate import estimate, require_room
+from medseqft_kit.volumes.intensity import SCALE
 from medseqft_kit.volumes.preprocess import Preprocessing, preprocess, resolve
 from medseqft_kit.volumes.types import Volume
 
@@ -120,6 +121,8 @@ def _settings(task: Task, case: Case, preprocessing: Preprocessing) -> dict[str,
         "spacing": preprocessing.spacing and [float(size) for size in preprocessing.spacing],
         "window": preprocessing.window and [float(edge) for edge in preprocessing.window],
     }
+    if preprocessing.scale != SCALE:
+        settings["scale"] = [float(end) for end in preprocessing.scale]
     if case.label is not None:
         rule = [list(values) for values in task.structures.values()]
         settings |= {"label": label_hash(case.label), "structures": rule, "ignore": task.ignore}

@@ -35,7 +35,7 @@ def test_dice_is_drawn_as_it_is():
 
 def test_models_are_marked_where_they_lie():
     marks = contours({"one": landscape()}).data[1]
-    assert list(marks.text) == ["M_0", "M_1"]
+    assert list(marks.text) == ["M<sub>0</sub>", "M<sub>1</sub>"]
     assert list(zip(marks.x, marks.y, strict=True)) == [(0.0, 0.0), (1.0, 0.5)]
 
 
@@ -51,7 +51,7 @@ def test_lines_have_both_quantities_and_both_ends():
         "training loss",
         "training Dice",
     ]
-    assert {note.text for note in figure.layout.annotations} == {"M_1", "M'_2"}
+    assert {note.text for note in figure.layout.annotations} == {"M<sub>1</sub>", "M′<sub>2</sub>"}
 
 
 @pytest.mark.parametrize("measure", sorted(MEASURES))
@@ -67,9 +67,11 @@ def test_heat_maps_have_a_cell_for_each_layer_and_model(measure):
     for reference in ("M_0", "previous"):
         drawn = heat_map(table, measure, reference).data[0]
         assert list(drawn.y) == ["stem", "stage.conv", "all weights"]
-        assert [label.split("<br>")[0] for label in drawn.x] == ["M'_1", "M_1", "M'_2", "M_2"]
+        assert [label.split("<br>")[0] for label in drawn.x] == [
+            f"M{prime}<sub>{stage}</sub>" for stage in (1, 2) for prime in ("′", "")
+        ]
         np.testing.assert_allclose(drawn.z, np.repeat([[0.0], [0.1], [0.2]], 4, axis=1))
-    assert heat_map(table, measure).data[0].colorbar.title.text == MEASURES[measure]
+    assert heat_map(table, measure).layout.title.text == f"Change from M<sub>0</sub>: {MEASURES[measure]}"
 
 
 def test_text_of_a_run_is_shown_as_it_is():

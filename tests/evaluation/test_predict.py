@@ -187,7 +187,7 @@ def test_a_folder_that_is_no_run_or_is_damaged_is_named(run, tmp_path):
     with pytest.raises(RunError, match="nowhere"):
         load_predictor(tmp_path / "nowhere", "organs")
     (run / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match="run folder"):
+    with pytest.raises(RunError, match="damaged"):
         load_predictor(run, "organs")
 
 

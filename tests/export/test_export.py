@@ -174,7 +174,7 @@ def test_a_bundle_says_all_that_monais_schema_and_workflow_ask_for(run, tmp_path
     assert "jaxtyping import" not in (bundle / "scripts/air.py").read_text()
 
 
-def by_hand(channels, spec=None, structures=None, spacing=(1.0, 1.5, 1.0)):
+def by_hand(channels, spec=None, structures=None, spacing=(1.0, 1.5, 1.0), scale=(-1.0, 1.0)):
     """A predictor with random weights that nobody trained."""
     spec = spec or ModelSpec(size="tiny", channels=len(channels), patch=(16, 16, 16))
     model = FoundationModel.of_spec(spec, seed=3).eval()
@@ -182,14 +182,15 @@ def by_hand(channels, spec=None, structures=None, spacing=(1.0, 1.5, 1.0)):
     model.add_head_("organs", len(structures) + 1, seed=2)
     declared = frozenset({0, *(value for group in structures.values() for value in group)})
     task = Task("organs", Path("nowhere"), "msd", channels, structures, declared, ())
-    return Predictor(model, task, Preprocessing(spacing, (-100.0, 300.0)))
+    return Predictor(model, task, Preprocessing(spacing, (-100.0, 300.0), scale))
 
 
+@pytest.mark.parametrize("scale", [(-1.0, 1.0), (0.0, 1.0)], ids=["default", "0 to 1"])
 @pytest.mark.parametrize("channels", [("MR", "CT"), ("other",), ("PET",)], ids=lambda channels: "-".join(channels))
-def test_a_bundle_prepares_every_modality_as_the_kit_does(channels, tmp_path):
+def test_a_bundle_prepares_every_modality_as_the_kit_does(channels, scale, tmp_path):
     pytest.importorskip("ignite")
     spacing = None if channels == ("PET",) else (1.0, 1.5, 1.0)
-    share = write_bundle(by_hand(channels, spacing=spacing), "adapted", tmp_path)["differing voxels"]
+    share = write_bundle(by_hand(channels, spacing=spacing, scale=scale), "adapted", tmp_path)["differing voxels"]
     assert share <= 1e-4
     assert (tmp_path / "scripts" / "intensity.py").exists() == (channels != ("PET",))
 

@@ -20,14 +20,22 @@ def script(name: str) -> Any:
 
 def compared(path: Path) -> Path:
     """A comparison with two variants."""
-    run = path / "runs" / "medseqft" / "seed_0" / "order_0"
-    run.mkdir(parents=True)
-    variants = {"rank_4": {"strategy": {"lora": {"rank": 4}}}, "no_kd": {"strategy": {"distill": {"weight": 0}}}}
-    config = {"strategy": {"name": "medseqft"}, "compare": {"variants": variants}}
-    (run / "manifest.json").write_text(json.dumps({"format": 1, "config": config, "stages": []}))
+    ours = {"name": "medseqft", "lora": {"rank": 16, "share": 0.5}, "distill": {"weight": 0.3}}
+    strategies = {
+        "medseqft": ours,
+        "average": {**ours, "name": "average"},
+        "rank_4": {**ours, "lora": {"rank": 4, "share": 0.5}},
+        "no_kd": {**ours, "distill": {"weight": 0.0}},
+        "sequential_long": {**ours, "name": "sequential"},
+    }
+    for name, strategy in strategies.items():
+        run = path / "runs" / name / "seed_0" / "order_0"
+        run.mkdir(parents=True)
+        config = {"strategy": strategy, "budget": {"steps": 200}, "compare": {"strategies": list(strategies)}}
+        (run / "manifest.json").write_text(json.dumps({"format": 1, "config": config, "stages": []}))
     rows = [
         {"strategy": "medseqft", "versus": versus, "task": task, "gain": 0.02, "low": 0.01, "high": 0.03}
-        for versus in ("parallel", "average", "rank_4", "no_kd")
+        for versus in ("parallel", "average", "rank_4", "no_kd", "sequential_long")
         for task in ("liver", "mean", "later")
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(path / "gains.csv", index=False)

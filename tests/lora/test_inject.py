@@ -71,6 +71,21 @@ def test_frozen_weights_share_memory_and_own_parameters_do_not(toy):
     assert adapted.backbone.norm.running_mean.data_ptr() != model.backbone.norm.running_mean.data_ptr()
 
 
+def test_norms_in_front_of_the_first_adapter_are_trained_channels_last():
+    """PyTorch 2.13's group norm ends the process here if its input needs no gradient."""
+    model = FoundationModel.build(size="tiny", patch=(8, 8, 8))
+    model.add_head_("organ", 2)
+    gradients = []
+    for dtype, memory in ((torch.float32, torch.channels_last_3d), (torch.float64, torch.contiguous_format)):
+        adapted = inject(model, LoRASettings(rank=2, targets=(r".*up_layers.*conv1\.conv",)), seed=0).to(dtype)
+        image = crop().to(dtype).contiguous(memory_format=memory)
+        adapted.to(memory_format=memory)(image, "organ").square().mean().backward()
+        found = {name: each.grad for name, each in adapted.named_parameters() if each.requires_grad}
+        gradients.append({name: grad for name, grad in found.items() if "down_layers" in name})
+    assert len(gradients[0]) >= 4
+    assert all(relative(grad, gradients[1][name]) < 1e-4 for name, grad in gradients[0].items())
+
+
 def test_norms_are_frozen_and_shared_if_they_are_not_trained(toy):
     model = toy()
     adapted = inject(model, LoRASettings(rank=8, train_norms=False), seed=0)

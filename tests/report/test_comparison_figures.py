@@ -42,6 +42,28 @@ def test_a_forest_of_rivals_names_them_and_can_do_without_later_tasks():
     assert "xaxis2" not in figure.layout
 
 
+def many(far_gain):
+    """Eleven strategies within two points of parallel tuning, and one that is far behind."""
+    gains = [far_gain, *np.linspace(-0.01, 0.01, 11)]
+    rows = [(f"s{i}", "mean", gain, gain - 0.01, gain + 0.01) for i, gain in enumerate(gains)]
+    return pd.DataFrame(rows, columns=GAINS.columns)
+
+
+def test_what_is_far_behind_is_named_at_the_edge_and_leaves_room_for_the_rest():
+    figure = forest(many(-0.5), "strategy")
+    low, high = figure.layout.xaxis.range
+    assert -8 < low < -2
+    assert 2 < high < 8
+    (note,) = [note for note in figure.layout.annotations if "50.0" in note.text]
+    assert (note.text, note.x, note.y) == ("◂ −50.0", low, 0)
+    assert forest(many(-0.02), "strategy").layout.xaxis.range is None
+    assert forest(many(-0.5)[:5], "strategy").layout.xaxis.range is None
+    orders = many(0.9).assign(order=0)
+    (note,) = [note for note in order_spread(orders).layout.annotations if "90" in note.text]
+    assert note.text == "+90.0 ▸"
+    assert order_spread(orders).layout.xaxis.range[1] < 10
+
+
 def test_the_height_of_a_forest_grows_with_its_strategies():
     rows = pd.concat([GAINS.iloc[[0]].assign(strategy=f"s{i}") for i in range(30)])
     assert forest(rows, "strategy").layout.height - forest(rows[:10], "strategy").layout.height == 20 * 22
@@ -125,6 +147,15 @@ def test_dice_stands_over_images_seen_with_its_interval():
     assert marker.hovertext == "x&lt;b&gt;: 0.800 [0.700, 1.000]<br>1,000 images, 12 s, 2.00 GiB"
     assert list(figure.data[0].x) == pytest.approx([100, 1000])  # y sees more, and is no better
     assert figure.layout.xaxis.type == "log"
+
+
+def test_what_is_far_below_is_named_at_the_bottom_of_the_compute_figure():
+    rows = [(f"s{i}", 400 * (i + 1), 0.6 + i / 100) for i in range(9)]
+    figure = compute(results(*rows, ("probe", 400, 0.09)))
+    assert figure.layout.yaxis.range[0] > 0.4
+    (note,) = figure.layout.annotations
+    assert note.text == "◂ probe 0.09"
+    assert not compute(results(*rows)).layout.annotations
 
 
 def test_equal_compute_is_drawn_side_by_side_around_its_place():

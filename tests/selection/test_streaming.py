@@ -1,6 +1,5 @@
 """Volumes that do not fit into memory."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +40,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-@pytest.mark.soak
-@pytest.mark.skipif("MEDSEQFT_INTERPRETER_EXAMPLES" not in os.environ, reason="takes two minutes: `make soak` runs it")
+@pytest.mark.soak(only=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted as Linux counts it")
 def test_a_thousand_large_volumes_stream_through_eight_gigabytes(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)

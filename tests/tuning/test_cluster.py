@@ -101,6 +101,7 @@ def _compare(config: Path, out: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.soak(only=True)
 def test_jobs_that_are_put_back_into_the_queue_end_in_the_same_tables(
     slurm: None, config: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,16 @@ def test_a_head_is_fitted_alone_with_what_did_not_come_with_the_weights(data: Pa
         assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
 
 
+def test_a_head_is_fitted_on_volumes_as_the_weights_expect_them(data: Path, tmp_path: Path) -> None:
+    start = a_model_without_ssl_head()
+    start.spec = replace(start.spec, scale=(0.0, 1.0))
+    ct = plan(data.parent / "Phantom01_Liver", "masked")
+    assert pretrain_foundation(replace(ct, start=start), tmp_path).spec.scale == (0.0, 1.0)
+    images = [np.load(file) for file in tmp_path.glob("store/*/image.npy")]
+    assert images
+    assert {float(image.min()) for image in images} == {0.0}
+
+
 def test_a_second_head_and_other_channels_are_refused(data: Path, tmp_path: Path) -> None:
     with_head = FoundationModel.build(size="tiny", patch=(16, 16, 16))
     with pytest.raises(ConfigError, match=r"(?s)bring an SSL head.*objective masked.*remove `foundation.pretrain`"):

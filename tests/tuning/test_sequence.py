@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from medseqft_kernels.dispatch import fastest, pinned
 from medseqft_kit.errors import ConfigError, DataError, RunError
+from medseqft_kit.evaluation.load import load_predictor
 from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.progress import Progress
 from medseqft_kit.runs.folder import RunFolder
@@ -176,6 +179,21 @@ def test_adding_a_task_leaves_the_rest_as_it_was(
     assert set(latest["task"]) == {"liver", "lungs_heart", "spleen_kidneys"}
     with pytest.raises(RunError, match="has a task 'spleen_kidneys' already"):
         run.add(TaskPlan(task, train_cases=2))
+
+
+def test_volumes_are_scaled_as_the_models_weights_expect(
+    tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+) -> None:
+    model.spec = replace(model.spec, scale=(0.0, 1.0))
+    settings, out = settings_for("parallel"), tmp_path / "run"
+    run = Sequence(out, model, settings).fit(plans[:1])
+    Sequence(out, model, settings).fit(plans[:1])  # it continues, and finds itself as it was
+    run.add(plans[1])
+    assert load_predictor(out, plans[1].task.name).preprocessing.scale == (0.0, 1.0)
+    images = [np.load(file) for file in out.glob("store/*/image.npy")]
+    assert len(images) >= 6
+    assert {float(image.min()) for image in images} == {0.0}
+    assert all(0.9 < float(image.max()) <= 1.0 for image in images)
 
 
 def test_other_settings_and_other_tasks_are_refused(

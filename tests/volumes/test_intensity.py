@@ -27,6 +27,12 @@ def test_pet_is_clipped_to_fifteen_suv_and_has_no_window():
     np.testing.assert_allclose(normalise(one([0, 7.5, 40]), ["PET"], (-500.0, 1500.0)).ravel(), [-1, 0, 1], atol=1e-6)
 
 
+def test_a_models_own_scale_replaces_the_default_for_windows_alone():
+    scaled = normalise(np.stack([one([-500, 0, 500])[0]] * 2), ["CT", "other"], (-500.0, 500.0), (0.0, 1.0))
+    np.testing.assert_allclose(scaled[0].ravel(), [0, 0.5, 1], atol=1e-6)
+    assert scaled[1].min() < -1
+
+
 def test_mr_is_a_z_score_of_its_non_zero_voxels():
     tissue = np.random.default_rng(0).normal(500, 50, 4000)
     scaled = normalise(one([*np.zeros(4000), *tissue]), ["MR"]).ravel()

@@ -170,7 +170,9 @@ def test_the_callers_arrays_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"spacing": (1.0, 0.0, 1.0)}, {"spacing": (1.0, np.nan, 1.0)}, {"window": (5.0, 5.0)}], ids=str
+    "settings",
+    [{"spacing": (1.0, 0.0, 1.0)}, {"spacing": (1.0, np.nan, 1.0)}, {"window": (5.0, 5.0)}, {"scale": (1.0, 0.0)}],
+    ids=str,
 )
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(ConfigError):

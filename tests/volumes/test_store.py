@@ -145,13 +145,14 @@ def test_keys_follow_content_and_settings_and_nothing_else(task, tmp_path, write
         key(task),
         key(task, Preprocessing((1.0, 1.0, 2.0))),
         key(task, Preprocessing((1.0, 1.0, 1.0), (-100.0, 100.0))),
+        key(task, Preprocessing((1.0, 1.0, 1.0), scale=(0.0, 1.0))),
         key(replace(task, structures={"both": (1, 2)})),
         key(replace(task, ignore=2)),
         key(replace(task, channels=("other",))),
         key(replace(task, cases=(replace(case, label=None),))),
         key(replace(task, cases=(replace(case, images=task.case("b").images),))),
     ]
-    assert len(set(different)) == 8
+    assert len(set(different)) == 9
 
 
 def test_the_spacing_comes_from_the_whole_task(write_task, tmp_path):

@@ -23,10 +23,6 @@ NO_SSL_HEAD = (
     "no SSL head: MDS has no loss to score with; name volumes in `foundation.pretrain.data` beside "
     "`foundation.weights`, and a head is fitted on them with the backbone frozen"
 )
-UNITS = (
-    "the network saw CT windows as 0 to 1, and here they are -1 to 1: tuning adapts to that, and the loss of an SSL "
-    "head that came with the weights is shifted by it"
-)
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,8 @@ def _with_wishes(recipe: Recipe, wishes: Wishes) -> ModelSpec:
         if MERGING not in network:
             raise ModelError("patch merging is a matter of SwinUNETR alone.", found=spec.architecture)
         network = _merged(network, wishes.merging)
-    return replace(spec, channels=channels, patch=wishes.patch or spec.patch, network=network)
+    patch, scale = wishes.patch or spec.patch, recipe.card.inputs.scale
+    return replace(spec, channels=channels, patch=patch, network=network, scale=scale)
 
 
 def _merged(network: Mapping[str, object], merging: Merging) -> dict[str, object]:
@@ -128,8 +125,6 @@ def _notes(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
         notes.append(
             f"first convolution for {spec.channels} channels: the weights repeated and divided by {spec.channels}"
         )
-    if recipe.card.inputs.window is not None:
-        notes.append(UNITS)
     if spec.objective["name"] == "none":
         notes.append(NO_SSL_HEAD)
     return tuple(notes)

@@ -29,12 +29,15 @@ class Inputs:
         What the network saw, in words.
     patch
         Voxels of a crop, in the order of a volume's axes here.
+    scale
+        What the ends of a window are mapped to for these weights.
     """
 
     spacing: tuple[float, float, float] | None
     window: tuple[float, float] | None
     intensities: str
     patch: tuple[int, int, int]
+    scale: tuple[float, float] = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ CARD = Card(
     url="https://huggingface.co/MrGiovanni/SuPreM",
     licence="CC BY-NC-ND 4.0 in its repository, apache-2.0 on the hub: take it as NON-COMMERCIAL until its authors say",
     pretext="supervised: 32 structures on CT",
-    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96)),
+    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96), (0.0, 1.0)),
 )
 TEXT_DRIVEN = ("organ_embedding", "controller.bias")
 

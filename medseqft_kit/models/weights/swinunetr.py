@@ -14,14 +14,14 @@ BTCV = Card(
     url="https://github.com/Project-MONAI/research-contributions/tree/main/SwinUNETR/BTCV",
     licence="Apache-2.0 (of the repository; none is given for the weights)",
     pretext="supervised: 13 abdominal organs on CT",
-    inputs=Inputs((1.5, 1.5, 2.0), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96)),
+    inputs=Inputs((1.5, 1.5, 2.0), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96), (0.0, 1.0)),
 )
 VOCOMNI = Card(
     name="VoComni",
     url="https://huggingface.co/Luffy503/VoCo",
     licence="Apache-2.0",
     pretext="supervised and pseudo-labelled: 20 structures on CT, from VoCo's encoder",
-    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96)),
+    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96), (0.0, 1.0)),
 )
 OTHER = Card(
     name="a SwinUNETR of unknown origin",

@@ -15,7 +15,7 @@ CARD = Card(
     url="https://github.com/Project-MONAI/research-contributions/tree/main/SwinUNETR/Pretrain",
     licence="Apache-2.0 (of the repository; none is given for the weights)",
     pretext="rotation, contrast and reconstruction of cut-out crops of about 5,050 CTs",
-    inputs=Inputs((1.5, 1.5, 2.0), (-1000.0, 1000.0), "0 to 1, clipped", (96, 96, 96)),
+    inputs=Inputs((1.5, 1.5, 2.0), (-1000.0, 1000.0), "0 to 1, clipped", (96, 96, 96), (0.0, 1.0)),
 )
 DIALECTS = ("", "swinViT.", "swin_vit.")
 HEADS = ("rotation_head.", "contrastive_head.", "convTrans3d.")

@@ -15,7 +15,7 @@ CARD = Card(
     url="https://huggingface.co/Luffy503/VoCo",
     licence="Apache-2.0",
     pretext="position contrast: where in the volume does a crop lie?",
-    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96)),
+    inputs=Inputs((1.5, 1.5, 1.5), (-175.0, 250.0), "0 to 1, clipped", (96, 96, 96), (0.0, 1.0)),
 )
 BASE_CROP = (64, 64, 64)
 PROJECTIONS = ("student.", "teacher.")

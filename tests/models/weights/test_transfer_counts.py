@@ -89,6 +89,7 @@ def test_a_format_arrives_with_its_exact_number_of_tensors_and_every_name_is_acc
     assert len(transfer.of("mismatched", "adapted")) == 0
     twice = {956: 264, 448: 224}  # of a ResEnc
     assert sum(arrived) + counts[3] == twice.get(len(keys(name)), len(keys(name)))
+    assert spec.scale == ((-1.0, 1.0) if card.inputs.window is None else (0.0, 1.0))
     said = " ".join(plan.notes)
     assert ("legacy" in said) == (architecture == "swinunetr")
     assert ("no SSL head" in said) == (objective == "none")
