@@ -57,7 +57,7 @@ def heat_map(table: pd.DataFrame, measure: str, reference: str = "M_0") -> go.Fi
     )
     from_where = "M<sub>0</sub>" if reference == "M_0" else "the stage's own M<sub>t−1</sub>"
     title = f"Change from {from_where}: {MEASURES[measure]}"
-    figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 15}})
+    figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 12}})
     figure.update_yaxes(autorange="reversed", title_text="layer, from input to output", dtick=1)
     figure.update_xaxes(side="bottom", automargin=True)
     styled(figure, height=max(ROW * len(layers) + 190, 400), top=56)
