@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from medseqft_kit.evaluation.gains import BASELINE, LATER, MEAN, OURS
 from medseqft_kit.report.comparison_words import points
 from medseqft_kit.report.figures import COLOURS, INK, MUTED, plain, styled
+from medseqft_kit.report.outliers import far, keep_near, keep_near_upright
 from medseqft_kit.report.tables import number
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross", "hexagon", "pentagon")
@@ -24,8 +25,6 @@ SCOPES = {MEAN: "mean over all tasks", LATER: "mean over the tasks after the fir
 LINE = 22
 """Height of a strategy's row in pixels."""
 LONGEST_NAME = 32
-FAR, FEW = 10.0, 8
-"""A value is far if it is more than so many times the range of the middle half away from that; not among few values."""
 
 
 def short(name: object) -> str:
@@ -66,7 +65,7 @@ def forest(gains: pd.DataFrame, subject: str) -> go.Figure:
         _intervals(figure, placed, column)
         near = placed[~far(placed["gain"])]
         ends = 100 * near["low"].min(), 100 * near["high"].max()
-        _keep_near(figure, 100 * placed["gain"], placed["place"], ends, column)
+        keep_near(figure, 100 * placed["gain"], placed["place"], ends, column)
         figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
     _explain_kinds(figure)
     figure.update_xaxes(title_text="gain, Dice points")
@@ -107,37 +106,6 @@ def _intervals(figure: go.Figure, rows: pd.DataFrame, column: int) -> None:
             },
             row=1,
             col=column,
-        )
-
-
-def far(values: pd.Series) -> pd.Series:
-    """Which values are so far from the others that an axis with them shows nothing else."""
-    low, high = values.quantile(0.25), values.quantile(0.75)
-    reach = FAR * (high - low)
-    return (len(values) >= FEW) & ((values < low - reach) | (values > high + reach))
-
-
-def _keep_near(
-    figure: go.Figure, values: pd.Series, places: pd.Series, ends: tuple[float, float], column: int | None = None
-) -> None:
-    """End the horizontal axis where values are far, and say at its edge what they are; `ends` of what is not far."""
-    outside = far(values)
-    if not outside.any():
-        return
-    pad = 0.06 * (ends[1] - ends[0])
-    low, high = ends[0] - 3 * pad, ends[1] + 3 * pad
-    where = {} if column is None else {"row": 1, "col": column}
-    figure.update_xaxes(range=[low, high], **where)
-    for value, place in zip(values[outside], places[outside], strict=True):
-        left = value < low
-        figure.add_annotation(
-            x=low if left else high,
-            y=place,
-            text=f"◂ {points(value / 100)}" if left else f"{points(value / 100)} ▸",
-            xanchor="left" if left else "right",
-            bgcolor="white",
-            showarrow=False,
-            **where,
         )
 
 
@@ -189,7 +157,7 @@ def order_spread(orders: pd.DataFrame) -> go.Figure:
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     figure.update_xaxes(title_text="gain over parallel fine-tuning, Dice points")
     near = 100 * rows["gain"][~rows["strategy"].map(far(means))]
-    _keep_near(figure, 100 * means, pd.Series(place), (near.min(), near.max()))
+    keep_near(figure, 100 * means, pd.Series(place), (near.min(), near.max()))
     _name_rows(figure, list(place))
     return styled(figure, height=110 + LINE * len(place), top=36)
 
@@ -212,21 +180,7 @@ def compute(results: pd.DataFrame) -> go.Figure:
     )
     for row in rows.to_dict("records"):
         _marker(figure, row, look[row["strategy"]])
-    outside = far(rows["dice"])
-    if outside.any():
-        low, high = rows["dice_low"][~outside].min(), rows["dice_high"][~outside].max()
-        figure.update_yaxes(range=[low - 0.08 * (high - low), high + 0.04 * (high - low)])
-        for row in rows[outside].to_dict("records"):
-            below = bool(row["dice"] < low)
-            figure.add_annotation(
-                x=np.log10(row["place"]),
-                y=0 if below else 1,
-                yref="paper",
-                text=f"{'◂ ' * below}{short(row['strategy'])} {row['dice']:.2f}{' ▸' * (not below)}",
-                textangle=-90,  # upwards: the arrows then point down and up
-                yanchor="bottom" if below else "top",
-                showarrow=False,
-            )
+    keep_near_upright(figure, rows)
     figure.update_xaxes(type="log", title_text="images seen in all tasks (log)", **_log_ticks(rows["images_seen"]))
     figure.update_yaxes(title_text="mean test Dice")
     styled(figure, height=max(420, 90 + 19 * (len(rows) + 1)), top=16)
