@@ -35,7 +35,7 @@ demo: setup ## the whole method on phantoms; writes demo/ and prints the report'
 test: setup ## all tests, with line coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=30 --cov --cov-report=term $(ARGS)
 
-soak: setup ## what takes longer: 300 shapes for each operation in Triton's interpreter, 200 kills, 24,000 damaged inputs, a SLURM cluster
+soak: setup ## what takes longer: 300 shapes for each operation in Triton's interpreter, 200 kills (50 in bf16), 24,000 damaged inputs, a SLURM cluster
 	MEDSEQFT_INTERPRETER_EXAMPLES=300 MEDSEQFT_KILLS=200 MEDSEQFT_RACES=1000 MEDSEQFT_FUZZ_INPUTS=1500 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
 
 data/phantoms: | $(READY)
@@ -50,6 +50,7 @@ compare-full: data/phantoms ## every strategy, merge rule and ablation, 2 seeds,
 bench: setup ## time every operation against its rivals on this machine; ARGS="--shapes segresnet" takes a part
 	OMP_NUM_THREADS=1 $(BIN)/python kernels/benchmarks/run.py $(ARGS)
 	$(BIN)/python kernels/benchmarks/mds.py
+	$(BIN)/python kernels/benchmarks/memory.py
 	$(BIN)/python kernels/benchmarks/landscape.py
 	$(BIN)/python kernels/benchmarks/training.py
 	$(BIN)/python kernels/benchmarks/goals.py

@@ -79,7 +79,7 @@ def agreement(p: Float[Tensor, "k ..."], q: Float[Tensor, "k ..."]) -> float:
     float
         1 − (1 − LEAST) · the mean divergence over the voxels to which either gives a structure; 1 if there is none.
     """
-    seen = (p.argmax(0) > 0) | (q.argmax(0) > 0)
+    seen = (p.max(0).indices > 0) | (q.max(0).indices > 0)
     if not seen.any():
         return 1.0
     return 1 - (1 - LEAST) * float(divergence(p, q)[seen].double().mean())

@@ -103,7 +103,7 @@ def mean_dice(
     scores: dict[int, list[float]] = {}
     for case in cases:
         volume = volumes.volume(case)
-        classes = predict_logits(model, task.name, volume, precision, overlap=0.25).argmax(0).numpy()
+        classes = predict_logits(model, task.name, volume, precision, overlap=0.25).max(0).indices.numpy()
         truth = np.asarray(volume.label) if volume.label is not None else np.zeros(classes.shape, np.uint8)
         for index, dice in _dice(classes.astype(np.uint8), truth).items():
             scores.setdefault(index, []).append(dice)

@@ -132,6 +132,8 @@ def painted_slices(
 ) -> tuple[str, tuple[Image.Image, ...]]:
     """One slice of a case: as it is, with the truth, and with each prediction; and which slice it is.
 
+    It is the one that shows most of the truth, or of the predictions where there is nothing to be found.
+
     Parameters
     ----------
     predictions
@@ -152,7 +154,8 @@ def painted_slices(
         shapes = ", ".join(str(each.shape) for each in (image, truth, *predicted))
         raise DataError(f"Image, truth and prediction differ in shape: {shapes}.")
     shown = [np.where(classes == IGNORE, 0, classes) for classes in (truth, *predicted)]
-    axis, index = best_slice(np.any([classes > 0 for classes in shown], axis=0), spacing)
+    wanted = shown[:1] if shown[0].any() else shown[1:]
+    axis, index = best_slice(np.any([classes > 0 for classes in wanted], axis=0), spacing)
     grey = _windowed(_flat(image, axis, index))
     size = _display_size(grey.shape, [spacing[other] for other in range(3) if other != axis])
     background = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR)

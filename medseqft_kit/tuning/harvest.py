@@ -79,13 +79,14 @@ def _costs(run: Member, folder: RunFolder) -> list[dict[str, Any]]:
 
 def _stages(run: Member, folder: RunFolder) -> list[dict[str, Any]]:
     """What the phases noted of themselves at their ends: fidelity, how far the weights moved, and so on."""
+    joint = any("joint" in phase.sources for phase in build_strategy(run.config.strategy).phases)
     rows = []
     for index, stage in enumerate(folder.stages):
         history = read_rows(folder.stage_folder(index) / "history.jsonl")
         ends = {row["phase"]: row for row in history if "validation_dice" in row}
         for phase, row in ends.items():
             facts = {key: value for key, value in row.items() if key not in ("phase", "done")}
-            rows.append(_named(run, stage=index + 1, task=stage["task"], phase=phase, **facts))
+            rows.append(_named(run, stage=index + 1, task=stage["task"], phase=phase, joint=joint, **facts))
     return rows
 
 

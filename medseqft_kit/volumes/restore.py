@@ -38,7 +38,8 @@ def restore_logits(logits: Float[Tensor, "k d h w"], volume: Volume) -> UInt8[np
     ndarray
         uint8 class indices, shape ``volume.original.shape``.
     """
-    return restore(logits, volume, lambda values: values.argmax(0).to(torch.uint8))
+    # max, since torch's argmax takes six times as long on logits whose channels come first.
+    return restore(logits, volume, lambda values: values.max(0).indices.to(torch.uint8))
 
 
 def restore(logits: Float[Tensor, "k d h w"], volume: Volume, reduce: Reduce) -> Shaped[np.ndarray, "x y z"]:

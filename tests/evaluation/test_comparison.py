@@ -158,10 +158,10 @@ def test_fidelity_is_reported_on_validation_and_on_test_cases() -> None:
     noted = pd.DataFrame(
         [
             {"strategy": "medseqft", "order": 0, "seed": 0, "stage": 2, "task": "b", "phase": "consolidate", "step": 49,
-             "validation_dice": 0.5,
+             "joint": False, "validation_dice": 0.5,
              "fidelity": 0.8, "fidelity_whole": 0.99, "moved": 0.1, "moved_adapted": 0.2},
             {"strategy": "medseqft", "order": 0, "seed": 0, "stage": 2, "task": "b", "phase": "adapt", "step": 99,
-             "validation_dice": 0.5},
+             "joint": False, "validation_dice": 0.5},
         ]
     )  # fmt: skip
     fidelity = _tables(pd.concat([own, merged], ignore_index=True), stages=noted).fidelity

@@ -18,12 +18,14 @@ ROWS = [  # strategy, order, seed, stage, task, phase, validation Dice
     ("medseqft", 0, 1, 1, "a", "probe", 0.0),  # a first phase, not the last
     ("medseqft", 0, 1, 1, "a", "adapt", 0.6),
     ("medseqft", 0, 1, 2, "b", "adapt", 0.7),
+    *(("multitask", 0, seed, stage, task, "adapt", 0.7) for seed in (0, 1) for stage, task in ((1, "a"), (2, "b"))),
 ]
 
 
 def _table() -> pd.DataFrame:
     columns = ["strategy", "order", "seed", "stage", "task", "phase", "validation_dice"]
-    return validation_table(pd.DataFrame(ROWS, columns=columns)).set_index(["strategy", "task"])
+    rows = pd.DataFrame(ROWS, columns=columns).assign(joint=lambda found: found["strategy"] == "multitask")
+    return validation_table(rows).set_index(["strategy", "task"])
 
 
 def test_the_last_adapting_phase_counts_against_parallel_on_the_same_seed() -> None:
@@ -34,6 +36,12 @@ def test_the_last_adapting_phase_counts_against_parallel_on_the_same_seed() -> N
     assert table["gain"][("medseqft", "b")] == pytest.approx(0.2)
     assert table["gain"][("medseqft", "mean")] == pytest.approx(0.1)
     assert table["gain"][("medseqft", "later")] == pytest.approx(0.2)
+
+
+def test_joint_training_has_one_figure_for_all_tasks() -> None:
+    table = _table()
+    assert list(table.loc["multitask"].index) == ["mean"]
+    assert table["gain"][("multitask", "mean")] == pytest.approx(0.1)  # 0.7 − (0.5 + 0.6 + 0.7 + 0.6) / 4
 
 
 def test_the_margin_is_over_seeds() -> None:

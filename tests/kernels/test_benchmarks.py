@@ -530,11 +530,17 @@ def test_the_page_of_goals_says_what_is_held_missed_and_not_measured(bench, tmp_
     summary = [group("contiguous", 1.0, 1.0, 0.9), group("channels-last", 1.44, 4.0, 1.2)]
     (tmp_path / "some-machine.json").write_text(json.dumps({"summary": summary}))
     (tmp_path / "training.json").write_text(json.dumps({"medians": {"MONAI, plain": 3.0, "ours, fp32": 2.5}}))
+    sizes = {
+        size: {"medians": {"bare forward passes": 2.0, "ours": ours}} for size, ours in (("small", 2.4), ("base", 2.1))
+    }
+    (tmp_path / "landscape.json").write_text(json.dumps(sizes))
     rows = {name: tuple(rest) for name, *rest in bench.goals.page(tmp_path)}
-    assert len(rows) == 9
+    assert len(rows) == 10
     conv = "lora_conv3d, fp32, both formats"
     assert rows[f"{conv}: times the frozen convolution"] == ("≤ 1.35", "1.20", "held")  # √(1.0 · 1.44)
     assert rows[f"{conv}: times faster than PEFT"] == ("≥ 1.5", "2.00", "held")
     assert rows[f"{conv}: the same, worst shape"] == ("≥ 0.95", "0.90", "MISSED")
     assert rows["training, fp32: times the steps of a plain MONAI loop"] == ("≥ 1.5", "1.20", "MISSED")
-    assert rows["landscape: times the bare forward passes"][1:] == ("–", "not measured")
+    assert rows["landscape, small: times the bare forward passes"] == ("≤ 1.1", "1.20", "MISSED")
+    assert rows["landscape, base: times the bare forward passes"] == ("≤ 1.1", "1.05", "held")
+    assert rows["MDS, certified: times faster than a plain loop"][1:] == ("–", "not measured")

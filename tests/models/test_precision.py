@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from medseqft_kit.errors import ConfigError
 from medseqft_kit.models import precision
+from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision, resolve_precision
 
 
@@ -32,3 +35,15 @@ def test_bf16_autocasts_and_volumes_are_channels_last() -> None:
         assert convolution(placed).dtype == torch.bfloat16
     with Precision("cpu", "fp32").autocast():
         assert convolution(placed).dtype == torch.float32
+
+
+def test_group_norms_stay_in_fp32_under_autocast() -> None:
+    backbone = copy.deepcopy(FoundationModel.build("segresnet", "tiny", patch=(8, 8, 8)).backbone)
+    found: list[torch.dtype] = []
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.GroupNorm)]
+    for norm in norms:
+        norm.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    with Precision("cpu", "bf16").autocast():
+        backbone(torch.randn(1, 1, 8, 8, 8))
+    assert len(found) == len(norms) > 5
+    assert set(found) == {torch.float32}

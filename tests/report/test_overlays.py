@@ -55,8 +55,10 @@ def test_front_is_up_and_the_patients_right_is_on_the_left_whatever_the_file_ord
     turned = np.eye(4)[:, [*turn, 3]]
     write_volume(data / "imagesTr/case_01.nii.gz", image.transpose(turn), affine @ turned)
     write_labels(data / "labelsTr/case_01.nii.gz", label.transpose(turn), affine @ turned)
+    elsewhere = np.zeros_like(label)
+    elsewhere[..., 5] = 1  # a false structure, larger than the true one
     write_labels(
-        run_copy / "stages/01_stage/predictions/adapted/case_01.nii.gz", label.transpose(turn) * 0, affine @ turned
+        run_copy / "stages/01_stage/predictions/adapted/case_01.nii.gz", elsewhere.transpose(turn), affine @ turned
     )
     pairs = [{"image": "imagesTr/case_01.nii.gz", "label": "labelsTr/case_01.nii.gz"}]
     content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "training": pairs}
@@ -75,7 +77,7 @@ def test_front_is_up_and_the_patients_right_is_on_the_left_whatever_the_file_ord
     assert columns.mean() > 152 * 0.6
     outline = tuple(bytes.fromhex(STRUCTURE_COLOURS[0][1:]))
     assert (truth == outline).all(axis=-1).sum() > 50
-    assert np.array_equal(prediction, grey)  # nothing predicted, nothing painted
+    assert np.array_equal(prediction, grey)  # nothing predicted in this slice, nothing painted
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,19 @@ def test_one_series_in_two_folders_is_refused(write_dicom: Write, folder: Path) 
         find_series(folder)
 
 
+def test_damaged_headers_are_findings_and_the_rest_of_the_tree_is_checked(write_dicom: Write, folder: Path) -> None:
+    write_dicom(folder / "whole", STORED)
+    lost, part = write_dicom(folder / "lost", STORED + 1), write_dicom(folder / "part", STORED + 2)
+    for file in (*lost, part[2]):
+        file.write_bytes(file.read_bytes()[:150])
+    report = check_task(folder)
+    errors = [found for found in report.findings if found.severity == "error"]
+    assert [found.case for found in errors] == ["lost", "part"]
+    assert all("cannot be read" in found.problem or "cannot be used" in found.problem for found in errors)
+    assert "IM0002.dcm" in errors[1].problem
+    assert [case.id for case in load_task(folder).unlabelled] == ["lost", "part", "whole"]
+
+
 def enhanced(stored: np.ndarray, spacing: float) -> Dataset:
     """An enhanced CT whose frames lie in the file in reverse; the second frame has a slope of its own."""
     header = Dataset()

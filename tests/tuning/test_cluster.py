@@ -102,8 +102,17 @@ def _compare(config: Path, out: Path, *more: str) -> str:
 
 
 @pytest.mark.soak(only=True)
+@pytest.mark.parametrize(
+    ("put_back", "said"),
+    [
+        (("scontrol", "requeue"), "it continues when the job runs again"),
+        # What SLURM sends before a job's time is over; submitit then puts the job back itself.
+        (("scancel", "--signal=USR2"), "Caught signal SIGUSR2"),
+    ],
+    ids=["preempted", "out of time"],
+)
 def test_jobs_that_are_put_back_into_the_queue_end_in_the_same_tables(
-    slurm: None, config: Path, tmp_path: Path
+    slurm: None, config: Path, tmp_path: Path, put_back: tuple[str, ...], said: str
 ) -> None:
     out = tmp_path / "cluster"
     told = _compare(config, out, "--executor", "slurm")
@@ -117,11 +126,11 @@ def test_jobs_that_are_put_back_into_the_queue_end_in_the_same_tables(
     _until(checkpoint.is_file, PATIENCE)
     running = _said("squeue", "--noheader", "--states=RUNNING", "--name=medseqft-runs", "--format=%i").split()
     for job in running:
-        _said("scontrol", "requeue", job)
+        _said(*put_back, job)
     assert running
     _until(lambda: (out / "report.html").is_file() and not _said("squeue", "--noheader").strip(), PATIENCE)
     logs = "".join(path.read_text() for path in (out / "slurm").rglob("*_log.*"))
-    assert logs.count("it continues when the job runs again") == len(running)
+    assert logs.count(said) == len(running), logs
     assert "Traceback" not in logs, logs
 
     _compare(config, tmp_path / "local")

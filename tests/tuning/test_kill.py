@@ -24,10 +24,13 @@ KILLS = int(os.environ.get("MEDSEQFT_KILLS", "20"))
 Attempt = Callable[[Path, float], int]
 
 
-@pytest.fixture(scope="module")
-def attempt(whole_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attempt]:
+@pytest.fixture
+def attempt(
+    whole_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, precision: str
+) -> Iterator[Attempt]:
     """A run into a folder, killed after so many seconds; its exit code."""
-    config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2}, compute={"workers": 1})
+    compute = {"workers": 1, "precision": precision}
+    config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2}, compute=compute)
     file = tmp_path_factory.mktemp("killed") / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     with subprocess.Popen([sys.executable, RUNS, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at:
@@ -69,8 +72,17 @@ def reached(out: Path) -> str:
     return f"{len(stages)}: {'stage 1' if 'buffer.json' in files else 'selection'}"
 
 
-@pytest.mark.soak
-def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(attempt: Attempt, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "kills"),
+    [
+        pytest.param("fp32", KILLS, marks=pytest.mark.soak),
+        # Without AMX bf16 takes several times as long, and what is saved and restored is the same code.
+        pytest.param("bf16", KILLS // 4, marks=pytest.mark.soak(only=True)),
+    ],
+)
+def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
+    attempt: Attempt, tmp_path: Path, precision: str, kills: int
+) -> None:
     assert attempt(tmp_path / "warm", 600) == 0  # kernels are measured once for this machine
     begun = time.monotonic()
     assert attempt(tmp_path / "whole", 600) == 0
@@ -81,8 +93,8 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(atte
 
     draw = random.Random(0)
     stood: Counter[str] = Counter()
-    for number in range(KILLS):
-        out, seconds = tmp_path / f"killed_{number}", whole * (number + draw.random()) / KILLS
+    for number in range(kills):
+        out, seconds = tmp_path / f"killed_{number}", whole * (number + draw.random()) / kills
         while attempt(out, seconds) == 0:  # it was over sooner this time
             shutil.rmtree(out)
             seconds *= 0.8
@@ -90,8 +102,8 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(atte
         assert attempt(out, 600) == 0
         found = contents(out)
         differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
-        assert not differing, f"after {number} of {KILLS}, {stood}"
+        assert not differing, f"after {number} of {kills}, {stood}"
         shutil.rmtree(out)
-    print(f"{KILLS} of {KILLS} equal; killed in {dict(stood)}")
-    assert stood.total() == KILLS
+    print(f"{precision}: {kills} of {kills} equal; killed in {dict(stood)}")
+    assert stood.total() == kills
     assert len(stood) >= 5, stood

@@ -58,20 +58,26 @@ class Series:
         return stacked(self.slices, f"{self.title} in {self.files[0].parent}")
 
 
-def find_series(folder: Path) -> tuple[Series, ...]:
+def find_series(folder: Path, damaged: list[Path] | None = None) -> tuple[Series, ...]:
     """All image series in a folder and the folders in it; only headers are read. Other files are passed over.
 
     Sorted by folder, series number and UID. Each enhanced multi-frame file is a series of its own.
+
+    Parameters
+    ----------
+    damaged
+        DICOM files whose header cannot be used are added here and passed over. None: the first ends the search.
 
     Raises
     ------
     ConfigError
         If the extra ``[dicom]`` is not installed.
     DataError
-        If a header is damaged, or one series lies in two folders (copies, or halves that would each look whole).
+        If a header is damaged and `damaged` is None, or if one series lies in two folders (copies, or halves that would
+        each look whole).
     """
     require_extra()
-    series = _grouped(path for path in sorted(folder.rglob("*")) if is_dicom_file(path))
+    series = _grouped((path for path in sorted(folder.rglob("*")) if is_dicom_file(path)), damaged)
     first: dict[str, Series] = {}
     for one in series:
         twin = first.setdefault(one.uid, one)
@@ -118,11 +124,17 @@ def series_at(path: Path) -> Series:
     return found[0]
 
 
-def _grouped(files: Iterator[Path]) -> tuple[Series, ...]:
+def _grouped(files: Iterator[Path], damaged: list[Path] | None = None) -> tuple[Series, ...]:
     groups: dict[tuple[Path, int, str, str], tuple[Dataset, list[Slice]]] = {}
     for file in files:
-        header = parse(file)
-        slices = slices_of(header, file)
+        try:
+            header = parse(file)
+            slices = slices_of(header, file)
+        except DataError:
+            if damaged is None:
+                raise
+            damaged.append(file)
+            continue
         if slices:
             alone = str(file) if slices[0].frame is not None else ""
             key = (file.parent, int(header.get("SeriesNumber") or 0), str(header.get("SeriesInstanceUID", "")), alone)

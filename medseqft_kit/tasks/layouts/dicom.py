@@ -43,21 +43,28 @@ def matches(folder: Path) -> bool:
 def read(folder: Path, name: str) -> Task:
     """The series in `folder` as unlabelled cases, named after their folders; only headers are read.
 
+    A folder in which nothing but damaged headers was found is a case too: whoever reads its image is told.
+
     Raises
     ------
     ConfigError
         If the extra ``[dicom]`` is not installed.
     DataError
-        If a header is damaged, a series lies in two folders, or there are DICOM files but no images.
+        If a series lies in two folders, or there are DICOM files but no images.
     """
-    series = find_series(folder)
+    damaged: list[Path] = []
+    series = find_series(folder, damaged)
     if not series:
+        find_series(folder)  # says which header is damaged, if one is
         raise DataError(f"{folder} holds DICOM files, but no images.", expected="slices with a position in space")
     channels = [(modality(one.modality.replace("PT", "PET")),) for one in series]
     cases = [
         Case(case, (one.files[0],), channels=kind)
         for case, one, kind in zip(_names(folder, series), series, channels, strict=True)
     ]
+    whole = {one.files[0].parent for one in series}
+    lost = {file.parent: file for file in damaged if file.parent not in whole}
+    cases += [Case(_name(folder, parent), (file,), channels=channels[0]) for parent, file in lost.items()]
     _, unlabelled = sorted_cases(folder, (), cases)
     return Task(
         name=name,
@@ -73,10 +80,14 @@ def read(folder: Path, name: str) -> Task:
 
 def _names(folder: Path, series: tuple[Series, ...]) -> list[str]:
     """The path below `folder`, joined; with the series' number, and its first file, where that is not enough."""
-    names = ["_".join(one.files[0].parent.relative_to(folder).parts) or folder.name for one in series]
+    names = [_name(folder, one.files[0].parent) for one in series]
     for detail in ("series{0.number:03d}", "{0.files[0].stem}"):
         count = Counter(names)
         names = [
             f"{name}_{detail.format(one)}" if count[name] > 1 else name for name, one in zip(names, series, strict=True)
         ]
     return names
+
+
+def _name(folder: Path, below: Path) -> str:
+    return "_".join(below.relative_to(folder).parts) or folder.name
