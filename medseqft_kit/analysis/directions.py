@@ -30,14 +30,10 @@ class Plane:
 
     def at(self, x: float, y: float = 0.0) -> dict[str, Tensor]:
         """The weights of one point, in the origin's format; formed anew, so nothing that was given changes."""
-        names = self.first.keys() | self.second.keys()
         point = dict(self.origin)
-        for name in sorted(names):
-            moved = self.origin[name].clone()
-            for step, direction in ((x, self.first), (y, self.second)):
-                if name in direction:
-                    moved.add_(direction[name], alpha=step)
-            point[name] = moved
+        for step, direction in ((x, self.first), (y, self.second)):
+            for name, way in direction.items():
+                point[name] = torch.add(point[name], way, alpha=step)
         return point
 
 

@@ -236,13 +236,14 @@ def _compared() -> Harvest:
     ]
     merged = {
         "phase": "consolidate",
+        "joint": False,
         "step": 39,
         "validation_dice": 0.6,
         "fidelity": 0.985,
         "moved": 0.12,
         "moved_adapted": 0.08,
     }
-    adapted = {"phase": "adapt", "step": 19, "validation_dice": 0.7}
+    adapted = {"phase": "adapt", "joint": False, "step": 19, "validation_dice": 0.7}
     stages = [{**run, "stage": 1, "task": t, **adapted} for run in runs for t in TASKS]
     stages += [{**run, "stage": 1, "task": t, **merged} for run in runs if run["strategy"] == "medseqft" for t in TASKS]
     rng = np.random.default_rng(3)
