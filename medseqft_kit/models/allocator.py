@@ -1,7 +1,7 @@
 """The C library's memory allocator, told to keep what tensors give back.
 
 Each layer of a network allocates its output and frees the one before. glibc hands freed blocks of more than 128 KiB
-back to the system, and a block that comes back has to be cleared page by page: on a CPU that takes a tenth to a third
+back to the system, and a block that comes back has to be cleared page by page: on a CPU that takes a tenth to a quarter
 of the time of a forward pass (`docs/scaling.md`).
 """
 

@@ -79,7 +79,7 @@ def _costs(run: Member, folder: RunFolder) -> list[dict[str, Any]]:
 
 def _stages(run: Member, folder: RunFolder) -> list[dict[str, Any]]:
     """What the phases noted of themselves at their ends: fidelity, how far the weights moved, and so on."""
-    joint = any("joint" in phase.sources for phase in build_strategy(run.config.strategy).phases)
+    joint = build_strategy(run.config.strategy).joint
     rows = []
     for index, stage in enumerate(folder.stages):
         history = read_rows(folder.stage_folder(index) / "history.jsonl")
@@ -101,7 +101,7 @@ def _burden(run: Member, folder: RunFolder) -> dict[str, Any]:
         seen += sum(size.values())
         if strategy.start != "previous":
             continue
-        if "joint" in kinds:
+        if strategy.joint:
             stored += sum(size.values())
         elif "replay" in kinds:
             stored += sum(size[case] for case in replayed_cases(stage["task"], entry["train_cases"], run.config))

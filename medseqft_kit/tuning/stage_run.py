@@ -53,7 +53,7 @@ def _evaluate(context: Context, index: int, models: dict[str, FoundationModel]) 
 def _stage(context: Context, index: int) -> Stage:
     name = context.task_of(index)
     in_sequence = context.strategy.start == "previous"
-    sought = sorted(context.tasks) if "joint" in context.strategy.adapting[0].sources else [name]
+    sought = sorted(context.tasks) if context.strategy.joint else [name]
     seed = derived_seed(context.settings.seed, "stage", "joint" if len(sought) > 1 else name)
 
     def validate(model: FoundationModel) -> float:

@@ -55,7 +55,12 @@ class Strategy:
     @property
     def in_sequence(self) -> bool:
         """Whether a task is trained after the one before, from its model."""
-        return self.start == "previous" and "joint" not in self.adapting[0].sources
+        return self.start == "previous" and not self.joint
+
+    @property
+    def joint(self) -> bool:
+        """Whether all tasks are trained at once."""
+        return any("joint" in phase.sources for phase in self.phases)
 
     @property
     def selects(self) -> bool:

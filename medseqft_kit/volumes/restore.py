@@ -38,7 +38,7 @@ def restore_logits(logits: Float[Tensor, "k d h w"], volume: Volume) -> UInt8[np
     ndarray
         uint8 class indices, shape ``volume.original.shape``.
     """
-    # max, since torch's argmax takes six times as long on logits whose channels come first.
+    # max, since torch's argmax takes several times as long on logits whose channels come first.
     return restore(logits, volume, lambda values: values.max(0).indices.to(torch.uint8))
 
 
