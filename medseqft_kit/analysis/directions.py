@@ -46,7 +46,10 @@ def random_direction(weights: Weights, seed: int) -> dict[str, Tensor]:
     for name, value in weights.items():
         if value.ndim < 2:
             continue
-        draw = torch.randn(value.shape, generator=torch_generator(seed, "direction", name)).to(value)
+        # In the strides of the weights: a sum of differently strided tensors takes twice as long.
+        draw = torch.empty_like(value).copy_(
+            torch.randn(value.shape, generator=torch_generator(seed, "direction", name))
+        )
         lengths = [each.flatten(1).norm(dim=1) for each in (value, draw)]
         scale = lengths[0] / lengths[1].clamp_min(torch.finfo(draw.dtype).tiny)
         direction[name] = draw * scale.reshape(-1, *[1] * (value.ndim - 1))

@@ -55,6 +55,7 @@ _UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,  # of torch's unpickler
     struct.error,
     zipfile.BadZipFile,
 )
@@ -114,7 +115,14 @@ def _pickled(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(16)
     # The header's length, with which safetensors begin, may look like a pickle; then comes its brace.
-    return zipfile.is_zipfile(path) or (start[:1] == b"\x80" and start[8:9] != b"{")
+    return _zipped(path) or (start[:1] == b"\x80" and start[8:9] != b"{")
+
+
+def _zipped(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its last bytes are those of a zip file, and damaged: reading it says how
+        return True
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -126,7 +134,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_file(path: Path) -> tuple[Any, tuple[str, ...]]:
-    whole = zipfile.is_zipfile(path)
+    whole = _zipped(path)
     try:
         beside_tensors = set(get_unsafe_globals_in_checkpoint(path)) if whole else _harmless_in_old(path)
         foreign = beside_tensors - _HARMLESS.keys()

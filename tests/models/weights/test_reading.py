@@ -121,6 +121,24 @@ def test_missing_torn_empty_and_weightless_files_are_refused_as_such(tmp_path: P
             read_checkpoint(path)
 
 
+def test_a_zip_file_that_says_it_is_on_several_disks_is_refused_as_damaged(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10)}, tmp_path / "m.pt")
+    content = bytearray((tmp_path / "m.pt").read_bytes())
+    content[content.rindex(b"PK\x06\x07") + 16] = 7  # the locator of the directory's end: on how many disks
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"m\.pt.*cannot be read"):
+        read_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_tensor_that_refers_to_no_storage_is_refused_as_damaged(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10)}, tmp_path / "m.pt")
+    content = (tmp_path / "m.pt").read_bytes()
+    assert content.count(b"tq\x07Q") == 1  # the storage's tuple, noted as number 7, is looked up
+    (tmp_path / "m.pt").write_bytes(content.replace(b"tq\x07Q", b"tK\x07Q"))  # now the number itself is
+    with pytest.raises(ModelError, match=r"m\.pt.*cannot be read"):
+        read_checkpoint(tmp_path / "m.pt")
+
+
 def test_a_hub_name_is_fetched_by_repository_and_file(tmp_path: Path) -> None:
     asked = []
 
