@@ -93,9 +93,8 @@ def class_weights(count: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
 
 def hard_dice(prediction: Int[Tensor, "*s"], truth: Int[Tensor, "*s"], classes: int) -> Float[Tensor, " k"]:
     """Dice of each foreground class over all voxels given; NaN where the truth does not show it."""
-    known = truth != IGNORE
-    scores = []
-    for index in range(1, classes):
-        a, b = (prediction == index) & known, truth == index
-        scores.append(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else torch.tensor(torch.nan))
-    return torch.stack([score.float() for score in scores])
+    # One count of all pairs of classes, rows by truth; voxels labelled 255 fill a row of their own.
+    pairs = (truth * classes + prediction).flatten().bincount(minlength=(IGNORE + 1) * classes)
+    pairs = pairs.reshape(IGNORE + 1, classes)[:classes].float()
+    shown, found = pairs.sum(1), pairs.sum(0)
+    return (2 * pairs.diagonal() / (shown + found)).where(shown > 0, torch.nan)[1:]

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import dice
 
 from medseqft_kit.objectives.segmentation import BACKGROUND_WEIGHT, hard_dice, segmentation_losses
 from medseqft_kit.tasks.types import IGNORE
@@ -58,6 +59,15 @@ def test_ignored_voxels_receive_no_gradient() -> None:
 def test_hard_dice_is_nan_where_the_truth_lacks_a_class() -> None:
     scores = hard_dice(_voxels(1, 1, 2, 0), _voxels(1, 0, 0, 0), 3)
     torch.testing.assert_close(scores, torch.tensor([2 / 3, math.nan]), equal_nan=True)
+
+
+def test_hard_dice_is_scipys_over_the_voxels_that_are_known() -> None:
+    draw = torch.Generator().manual_seed(0)
+    prediction, truth = (torch.randint(7, (2, 5, 6, 7), generator=draw) for _ in range(2))
+    truth[0, :2] = IGNORE
+    known = truth != IGNORE
+    want = [1 - dice((prediction == k)[known].numpy(), (truth == k)[known].numpy()) for k in range(1, 7)]
+    torch.testing.assert_close(hard_dice(prediction, truth, 7), torch.tensor(want, dtype=torch.float32))
 
 
 def test_a_tiny_structure_keeps_a_tenth_of_the_backgrounds_say() -> None:
