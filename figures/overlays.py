@@ -19,7 +19,7 @@ from medseqft_kit.report.figures import plain
 from medseqft_kit.report.overlays import STRUCTURE_COLOURS, painted_slices
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.tuning.plan import TaskPlan
-from medseqft_kit.tuning.sequence import Run
+from medseqft_kit.tuning.run import Run
 
 PREDICTOR = "adapted"
 

@@ -14,7 +14,7 @@ from medseqft_kit.evaluation.cases import summarise
 from medseqft_kit.runs.ranks import Ranks
 
 if TYPE_CHECKING:
-    from medseqft_kit.tuning.sequence import Run
+    from medseqft_kit.tuning.run import Run
 
 SCOPES = {"mean": "all tasks", "later": "after the first"}
 

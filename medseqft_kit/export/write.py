@@ -11,7 +11,7 @@ from medseqft_kit.evaluation.load import load_predictor
 from medseqft_kit.evaluation.options import PLAIN
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.runs.atomic import new_folder
-from medseqft_kit.tuning.sequence import Run
+from medseqft_kit.tuning.run import Run
 
 Format = Literal["peft", "bundle", "onnx", "torch"]
 Model = Literal["adapted", "merged"]

@@ -19,12 +19,12 @@ from medseqft_kit.runs.atomic import write_json, write_text
 from medseqft_kit.runs.folder import RunFolder, sha256
 from medseqft_kit.runs.lock import locked
 from medseqft_kit.runs.ranks import Ranks
+from medseqft_kit.tuning.at_work import threads_of
 from medseqft_kit.tuning.experiment import foundation_model, generality_images, read_plans
 from medseqft_kit.tuning.generality import generality
 from medseqft_kit.tuning.harvest import harvest
 from medseqft_kit.tuning.jobs import Job, journey_jobs, run_waiting
 from medseqft_kit.tuning.members import Finished, Journey, members, probes, transfers
-from medseqft_kit.tuning.sequence import threads_of
 
 FOUNDATION_FILE = "foundation.safetensors"
 

@@ -14,9 +14,11 @@ from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.runs.history import append_row, measured
 from medseqft_kit.runs.ranks import Ranks
+from medseqft_kit.tuning.at_work import at_work
 from medseqft_kit.tuning.plan import TaskPlan, check_data, patients_tested
 from medseqft_kit.tuning.pretraining import Pretraining, pretrain_foundation, pretraining_images
-from medseqft_kit.tuning.sequence import Run, Sequence, at_work
+from medseqft_kit.tuning.run import Run
+from medseqft_kit.tuning.sequence import Sequence
 from medseqft_kit.tuning.sources import Entries
 
 

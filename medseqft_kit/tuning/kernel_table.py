@@ -10,7 +10,7 @@ from medseqft_kit.lora.inject import LoRASettings, inject
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import resolve_precision
 from medseqft_kit.settings import Settings
-from medseqft_kit.tuning.sequence import threads_of
+from medseqft_kit.tuning.at_work import threads_of
 
 
 def measure_backends(model: Model, settings: Settings, channels: int = 1) -> dict[str, str]:

@@ -12,7 +12,8 @@ from medseqft_kit.phantoms.write import write_phantoms
 from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.layouts import load_task
 from medseqft_kit.tuning.plan import TaskPlan
-from medseqft_kit.tuning.sequence import Run, Sequence
+from medseqft_kit.tuning.run import Run
+from medseqft_kit.tuning.sequence import Sequence
 from medseqft_kit.volumes.preprocess import Preprocessing
 
 SETTINGS = {

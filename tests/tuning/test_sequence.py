@@ -24,7 +24,8 @@ from medseqft_kit.settings import Settings
 from medseqft_kit.tasks.layouts import load_task
 from medseqft_kit.tuning.manifest import KernelChoices
 from medseqft_kit.tuning.plan import TaskPlan
-from medseqft_kit.tuning.sequence import Run, Sequence
+from medseqft_kit.tuning.run import Run
+from medseqft_kit.tuning.sequence import Sequence
 
 Hashes = Callable[[Path], dict[str, str]]
 MakeSettings = Callable[..., Settings]

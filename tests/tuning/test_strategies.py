@@ -14,7 +14,8 @@ from medseqft_kit.models.foundation import FoundationModel, load_foundation
 from medseqft_kit.progress import Progress
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning.plan import TaskPlan
-from medseqft_kit.tuning.sequence import Run, Sequence
+from medseqft_kit.tuning.run import Run
+from medseqft_kit.tuning.sequence import Sequence
 from medseqft_kit.tuning.strategies import STRATEGIES, build_strategy
 
 MakeSettings = Callable[..., Settings]

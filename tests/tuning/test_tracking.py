@@ -18,7 +18,8 @@ from medseqft_kit.runs.interrupt import Interrupted
 from medseqft_kit.settings import Settings
 from medseqft_kit.tuning import checkpoint, trainer
 from medseqft_kit.tuning.plan import TaskPlan
-from medseqft_kit.tuning.sequence import Run, Sequence
+from medseqft_kit.tuning.run import Run
+from medseqft_kit.tuning.sequence import Sequence
 from medseqft_kit.tuning.tracking import tracking, untracked
 
 Hashes = Callable[[Path], dict[str, str]]

@@ -41,7 +41,7 @@ def predict(
     from medseqft_kit.evaluation.predict import ensemble, examinations, write_predictions
     from medseqft_kit.evaluation.record import read_record, record_predictions
     from medseqft_kit.progress import rich_progress
-    from medseqft_kit.tuning.sequence import Run
+    from medseqft_kit.tuning.run import Run
 
     tasks = Run(run).tasks
     if task is None and len(tasks) > 1:
@@ -73,7 +73,7 @@ def predict(
 def evaluate(run: RunArgument) -> None:
     """Metrics of a run, of every stage, task and predictor, computed from its cases.csv files alone."""
     from medseqft_kit.cli.tables import show_cases
-    from medseqft_kit.tuning.sequence import Run
+    from medseqft_kit.tuning.run import Run
 
     show_cases(Run(run).cases())
 

@@ -60,7 +60,7 @@ def add(
     from medseqft_kit.config import parse_task
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tuning.plan import TaskPlan
-    from medseqft_kit.tuning.sequence import Run
+    from medseqft_kit.tuning.run import Run
 
     section = parse_task(dataset, name, labels, train_cases, modality)
     with rich_progress() as progress:
