@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from medseqft_kit.config import parse_config
 from medseqft_kit.errors import ConfigError, RunError
@@ -47,12 +49,17 @@ PATIENCE = 220
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of this machine alone."""
+    """A cluster of this machine alone; tests in other processes wait for its end, since ports and munge are the same."""
     if any(shutil.which(name) is None for name in ("munged", "slurmctld", "slurmd", "sbatch")):
         pytest.skip("SLURM is not installed (Debian: slurm-wlm, munge)")
     if os.getuid() != 0:
         pytest.skip("SLURM's daemons are started as root here")
-    folder, host = tmp_path / "slurm", socket.gethostname().split(".")[0]
+    with FileLock(Path(tempfile.gettempdir()) / "medseqft_kit_slurm.lock"):
+        yield from _cluster(tmp_path / "slurm", monkeypatch)
+
+
+def _cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    host = socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     (folder / "slurm.conf").write_text(SETTINGS.format(host=host, folder=folder))
