@@ -49,7 +49,7 @@ PATIENCE = 220
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of this machine alone; tests in other processes wait for its end, since ports and munge are the same."""
+    """A cluster of this machine alone; other processes' tests wait for its end, since ports and munge are the same."""
     if any(shutil.which(name) is None for name in ("munged", "slurmctld", "slurmd", "sbatch")):
         pytest.skip("SLURM is not installed (Debian: slurm-wlm, munge)")
     if os.getuid() != 0:
