@@ -35,8 +35,8 @@ demo: setup ## the whole method on phantoms; writes demo/ and prints the report'
 test: setup ## all tests, with line coverage
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=30 --cov --cov-report=term $(ARGS)
 
-soak: setup ## what takes longer: 300 shapes for each operation in Triton's interpreter, 200 kills (50 in bf16), 24,000 damaged inputs, a SLURM cluster
-	MEDSEQFT_INTERPRETER_EXAMPLES=300 MEDSEQFT_KILLS=200 MEDSEQFT_RACES=1000 MEDSEQFT_FUZZ_INPUTS=1500 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
+soak: setup ## what takes longer: 300 shapes for each operation in Triton's interpreter, 200 kills (50 in bf16), one in front of every file operation, 24,000 damaged inputs, a SLURM cluster
+	MEDSEQFT_INTERPRETER_EXAMPLES=300 MEDSEQFT_KILLS=200 MEDSEQFT_KILLED_OPERATIONS=1000 MEDSEQFT_RACES=1000 MEDSEQFT_FUZZ_INPUTS=1500 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m soak -o faulthandler_timeout=3600 $(ARGS)
 
 data/phantoms: | $(READY)
 	$(BIN)/medseqft phantoms data/phantoms --cases 40 --side 36

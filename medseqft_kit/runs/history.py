@@ -33,6 +33,12 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def note(path: Path, row: Mapping[str, Any], *same: str) -> None:
+    """Append a row unless the file has one with the same values of `same`: a step that is repeated is noted once."""
+    if not any(all(known.get(name) == row.get(name) for name in same) for known in read_rows(path)):
+        append_row(path, row)
+
+
 @contextmanager
 def timed(path: Path, event: str, **facts: Any) -> Iterator[Row]:
     """Append the row of :func:`measured`."""

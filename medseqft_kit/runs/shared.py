@@ -16,7 +16,7 @@ Make = Callable[[], Sequence[str]]
 UNFINISHED = ".unfinished-"
 
 
-def take_or_make(shared: Path | None, ingredients: Mapping[str, Any], into: Path, make: Make) -> bool:
+def take_or_make(shared: Path | None, ingredients: Mapping[str, Any], into: Path, record: Path, make: Make) -> bool:
     """Put files into the folder `into`: those that another run made of the same ingredients, or new ones.
 
     Parameters
@@ -27,9 +27,11 @@ def take_or_make(shared: Path | None, ingredients: Mapping[str, Any], into: Path
         All that the files' content depends on, as JSON takes it.
     into
         The run's own folder; it never changes a file in place, so files on one disk are linked, not copied.
+    record
+        The file among them that appears last, so that whoever finds it after a kill has all of them.
     make
-        Writes files below `into` and returns their paths relative to it. It runs while no other process makes, or
-        waits to take, the same product.
+        Writes files below `into`, the record last, and returns their paths relative to it. It runs while no other
+        process makes, or waits to take, the same product.
 
     Returns
     -------
@@ -43,7 +45,8 @@ def take_or_make(shared: Path | None, ingredients: Mapping[str, Any], into: Path
     product = shared / key
     with _alone(shared, key):
         if product.is_dir():
-            _link_all(product, into, [path.relative_to(product).as_posix() for path in _files(product)])
+            there = [path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file()]
+            _link_all(product, into, sorted(there, key=lambda name: (into / name == record, name)))
             return True
         names = make()
         unfinished = shared / f"{UNFINISHED}{key}"
@@ -51,10 +54,6 @@ def take_or_make(shared: Path | None, ingredients: Mapping[str, Any], into: Path
         _link_all(into, unfinished, names)
         unfinished.rename(product)
     return False
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def _link_all(source: Path, target: Path, names: Sequence[str]) -> None:

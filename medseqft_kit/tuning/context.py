@@ -36,9 +36,9 @@ class Context:
     shared: Path | None = None
     ranks: Ranks = ALONE
 
-    def take_or_make(self, ingredients: Callable[[], Mapping[str, Any]], into: Path, make: Make) -> bool:
+    def take_or_make(self, ingredients: Callable[[], Mapping[str, Any]], into: Path, record: Path, make: Make) -> bool:
         """:func:`~medseqft_kit.runs.shared.take_or_make`; where nothing is shared, no ingredient is looked at."""
-        return take_or_make(self.shared, ingredients() if self.shared else {}, into, make)
+        return take_or_make(self.shared, ingredients() if self.shared else {}, into, record, make)
 
     def task_of(self, index: int) -> str:
         """Name of a stage's task."""

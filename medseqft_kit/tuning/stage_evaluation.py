@@ -72,7 +72,7 @@ def _scores(
         return {**of_evaluation(weights, task, predictor, context.settings), "kept": keep}
 
     if not record.is_file():
-        context.take_or_make(ingredients, folder, make)
+        context.take_or_make(ingredients, folder, record, make)
     return json.loads(record.read_text(encoding="utf-8"))["rows"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,26 +29,27 @@ from medseqft_kit.volumes.batches import Batch
 def run_stage(context: Context, index: int) -> None:
     """Bring one stage to its end; what an earlier call finished is read, not repeated."""
     folder = context.run.stage_folder(index)
+    if context.ranks.told(not (folder / "metrics.json").is_file()):
+        if context.ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+        buffer = stage_buffer(context, index) if context.strategy.selects else ()
+        stage = _stage(context, index)
+        models = train_phases(context, stage, Sources(context.settings, context.tasks, stage, buffer), index)
+        if context.ranks.first:
+            _evaluate(context, index, models)
     if context.ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-    buffer = stage_buffer(context, index) if context.strategy.selects else ()
-    stage = _stage(context, index)
-    models = train_phases(context, stage, Sources(context.settings, context.tasks, stage, buffer), index)
-    if context.ranks.first:
-        _evaluate(context, index, models)
+        _tidy(folder, context.strategy)
+        context.run.finish_stage(index)
     context.ranks.wait()
 
 
 def _evaluate(context: Context, index: int, models: dict[str, FoundationModel]) -> None:
-    """Test the models unless that is done, and close the stage."""
+    """Test the models; the metrics, which come last, say that the stage has all that it needs."""
     folder = context.run.stage_folder(index)
-    if not (folder / "metrics.json").is_file():
-        with timed(folder / "timing.jsonl", "evaluation"):
-            rows = evaluate_stage(context, index, models)
-        write_cases(folder / "cases.csv", rows)
-        write_json(folder / "metrics.json", summarise(read_cases(folder / "cases.csv")))
-    _tidy(folder, context.strategy)
-    context.run.finish_stage(index)
+    with timed(folder / "timing.jsonl", "evaluation"):
+        rows = evaluate_stage(context, index, models)
+    write_cases(folder / "cases.csv", rows)
+    write_json(folder / "metrics.json", summarise(read_cases(folder / "cases.csv")))
 
 
 def _stage(context: Context, index: int) -> Stage:
@@ -95,6 +97,7 @@ def _start(context: Context, index: int) -> FoundationModel:
 
 def _tidy(folder: Path, strategy: Strategy) -> None:
     """Remove what only an interrupted stage needs."""
+    shutil.rmtree(folder / "draws", ignore_errors=True)
     passing = [f"{phase.name}.safetensors" for phase in strategy.adapting[:-1]]
     for leftover in (*folder.glob("checkpoint_*.safetensors"), *folder.glob("record_*.json")):
         leftover.unlink()

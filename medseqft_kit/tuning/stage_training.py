@@ -17,7 +17,7 @@ from medseqft_kit.lora.peft_format import save_adapter
 from medseqft_kit.models.foundation import FoundationModel, save_foundation
 from medseqft_kit.models.recompute import recompute_
 from medseqft_kit.runs.atomic import read_tensors, write_json, write_tensors
-from medseqft_kit.runs.history import Row, append_row, measured, read_rows, write_rows
+from medseqft_kit.runs.history import Row, measured, note, read_rows, write_rows
 from medseqft_kit.tuning.context import Context
 from medseqft_kit.tuning.ingredients import Ingredients, of_phase, tensors_hash
 from medseqft_kit.tuning.phases.base import NOTHING, Finished, Phase, Stage
@@ -53,36 +53,38 @@ def _phase(
 ) -> tuple[FoundationModel, float]:
     """The model of a phase, trained or taken or read, and its last validation Dice."""
     folder, record = file.parent, file.parent / f"record_{phase.name}.json"
-    if context.ranks.told(not file.is_file() or not record.is_file()):
+    source: dict[str, bool] = {}
+    if context.ranks.told(not record.is_file()):
         stage = replace(stage, memory=_memory(context, phase, index))
         crops = replace(sources, stage=stage).of(phase)
         if context.ranks.first:
-            _train_once(context, phase, stage, crops, index, file)
+            source["reused"] = _train_once(context, phase, stage, crops, index, file)
         else:
             _trained(context, phase, stage, crops, folder)
         context.ranks.wait()
-    history, _ = _read_record(record)
+    history, timing = _read_record(record)
+    if context.ranks.first:
+        _write_history(folder / "history.jsonl", phase.name, history)
+        note(folder / "timing.jsonl", {**timing, **source}, "event", "phase")
     return context.load(file), [row for row in history if "validation_dice" in row][-1]["validation_dice"]
 
 
 def _train_once(
     context: Context, phase: Phase, stage: Stage, sources: tuple[Source, ...], index: int, file: Path
-) -> None:
-    """Put the phase's files into the stage's folder: trained now, or by another run that shares them."""
-    folder = file.parent
+) -> bool:
+    """Put the phase's files into the stage's folder, trained now or by another run that shares them: whether so."""
+    folder, record = file.parent, file.parent / f"record_{phase.name}.json"
     earlier = context.earlier_models(index) if phase is context.strategy.consolidation else []
 
     def ingredients() -> Ingredients:
         before = [tensors_hash(read_tensors(path)) for path in earlier]
         return of_phase(phase, stage, sources, context.settings, before, file.name)
 
-    reused = context.take_or_make(ingredients, folder, lambda: _train(context, phase, stage, sources, file))
-    history, timing = _read_record(folder / f"record_{phase.name}.json")
-    _write_history(folder / "history.jsonl", phase.name, history)
+    reused = context.take_or_make(ingredients, folder, record, lambda: _train(context, phase, stage, sources, file))
     if reused:
         with _tracking(context, phase, folder)(0) as track:
-            track(history)
-    append_row(folder / "timing.jsonl", {**timing, "reused": reused})
+            track(_read_record(record)[0])
+    return reused
 
 
 def _memory(context: Context, phase: Phase, index: int) -> Mapping[str, Tensor]:

@@ -6,17 +6,22 @@ import multiprocessing
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from medseqft_kit.runs.shared import take_or_make
+from medseqft_kit.runs.shared import Make, take_or_make
 
 
 def _product(folder: Path, text: str = "made") -> list[str]:
     (folder / "sub").mkdir(parents=True, exist_ok=True)
-    (folder / "model.bin").write_text(text)
     (folder / "sub" / "more.txt").write_text("more")
+    (folder / "model.bin").write_text(text)
     return ["model.bin", "sub/more.txt"]
+
+
+def _take_or_make(shared: Path | None, key: dict[str, Any], folder: Path, make: Make) -> bool:
+    return take_or_make(shared, key, folder, folder / "model.bin", make)
 
 
 def test_equal_ingredients_are_taken_and_others_are_made(tmp_path: Path) -> None:
@@ -28,7 +33,7 @@ def test_equal_ingredients_are_taken_and_others_are_made(tmp_path: Path) -> None
             return _product(tmp_path / name, name)
 
         key = {"seed": 1 if name in ("a", "b") else 2, "task": "liver"}
-        return take_or_make(tmp_path / "shared", key, tmp_path / name, work)
+        return _take_or_make(tmp_path / "shared", key, tmp_path / name, work)
 
     assert [make(name) for name in ("a", "b", "c")] == [False, True, False]
     assert made == ["a", "c"]
@@ -37,9 +42,18 @@ def test_equal_ingredients_are_taken_and_others_are_made(tmp_path: Path) -> None
     assert (tmp_path / "a" / "model.bin").samefile(tmp_path / "b" / "model.bin")
 
 
+def test_the_record_is_taken_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two links, a run lacks its record, and takes all again."""
+    _take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "x", lambda: _product(tmp_path / "x"))
+    linked: list[str] = []
+    monkeypatch.setattr("os.link", lambda source, target: linked.append(target.relative_to(tmp_path / "y").as_posix()))
+    assert _take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "y", list)
+    assert linked == ["sub/more.txt", "model.bin"]
+
+
 def test_the_order_in_which_ingredients_are_written_does_not_matter(tmp_path: Path) -> None:
-    first = take_or_make(tmp_path / "shared", {"a": 1, "b": 2}, tmp_path / "x", lambda: _product(tmp_path / "x"))
-    second = take_or_make(tmp_path / "shared", {"b": 2, "a": 1}, tmp_path / "y", lambda: _product(tmp_path / "y"))
+    first = _take_or_make(tmp_path / "shared", {"a": 1, "b": 2}, tmp_path / "x", lambda: _product(tmp_path / "x"))
+    second = _take_or_make(tmp_path / "shared", {"b": 2, "a": 1}, tmp_path / "y", lambda: _product(tmp_path / "y"))
     assert (first, second) == (False, True)
 
 
@@ -49,13 +63,13 @@ def test_what_failed_is_made_again(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "x", fails)
-    assert not take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "y", lambda: _product(tmp_path / "y"))
+        _take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "x", fails)
+    assert not _take_or_make(tmp_path / "shared", {"a": 1}, tmp_path / "y", lambda: _product(tmp_path / "y"))
 
 
 def test_without_a_folder_nothing_is_shared(tmp_path: Path) -> None:
     for name in ("x", "y"):
-        assert not take_or_make(None, {"a": 1}, tmp_path / name, partial(_product, tmp_path / name))
+        assert not _take_or_make(None, {"a": 1}, tmp_path / name, partial(_product, tmp_path / name))
         assert (tmp_path / name / "model.bin").is_file()
 
 
@@ -66,7 +80,7 @@ def _slow(folder: Path, log: Path) -> None:
         time.sleep(0.5)
         return _product(folder, folder.name)
 
-    take_or_make(log.parent / "shared", {"a": 1}, folder, work)
+    _take_or_make(log.parent / "shared", {"a": 1}, folder, work)
 
 
 def test_two_processes_that_need_the_same_product_make_it_once(tmp_path: Path) -> None:

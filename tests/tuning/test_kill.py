@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -21,14 +23,16 @@ NOT_REPEATABLE = {"timing.jsonl", "report.html", "tensorboard"}
 RUNS = Path(__file__).with_name("forked_runs.py")
 KILLS = int(os.environ.get("MEDSEQFT_KILLS", "20"))
 """`make soak` says 200."""
-Attempt = Callable[[Path, float], int]
+OPERATIONS = int(os.environ.get("MEDSEQFT_KILLED_OPERATIONS", "8"))
+"""Of the few hundred; `make soak` takes all."""
+Attempt = Callable[[Path, float, int], int]
 
 
 @pytest.fixture
 def attempt(
     whole_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, precision: str
 ) -> Iterator[Attempt]:
-    """A run into a folder, killed after so many seconds; its exit code."""
+    """A run into a folder, killed after so many seconds or in front of a file operation (0: none); its exit code."""
     compute = {"workers": 1, "precision": precision}
     config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2}, compute=compute)
     file = tmp_path_factory.mktemp("killed") / "config.yaml"
@@ -38,8 +42,8 @@ def attempt(
         assert requests is not None
         assert answers is not None
 
-        def run(out: Path, seconds: float) -> int:
-            print(out, seconds, sep="\t", file=requests, flush=True)
+        def run(out: Path, seconds: float, operation: int) -> int:
+            print(out, seconds, operation, sep="\t", file=requests, flush=True)
             return int(answers.readline())
 
         yield run
@@ -83,9 +87,9 @@ def reached(out: Path) -> str:
 def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
     attempt: Attempt, tmp_path: Path, precision: str, kills: int
 ) -> None:
-    assert attempt(tmp_path / "warm", 600) == 0  # kernels are measured once for this machine
+    assert attempt(tmp_path / "warm", 600, 0) == 0  # kernels are measured once for this machine
     begun = time.monotonic()
-    assert attempt(tmp_path / "whole", 600) == 0
+    assert attempt(tmp_path / "whole", 600, 0) == 0
     whole = time.monotonic() - begun
     wanted = contents(tmp_path / "whole")
     assert contents(tmp_path / "warm") == wanted
@@ -95,11 +99,11 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
     stood: Counter[str] = Counter()
     for number in range(kills):
         out, seconds = tmp_path / f"killed_{number}", whole * (number + draw.random()) / kills
-        while attempt(out, seconds) == 0:  # it was over sooner this time
+        while attempt(out, seconds, 0) == 0:  # it was over sooner this time
             shutil.rmtree(out)
             seconds *= 0.8
         stood[reached(out)] += 1
-        assert attempt(out, 600) == 0
+        assert attempt(out, 600, 0) == 0
         found = contents(out)
         differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
         assert not differing, f"after {number} of {kills}, {stood}"
@@ -107,3 +111,26 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
     print(f"{precision}: {kills} of {kills} equal; killed in {dict(stood)}")
     assert stood.total() == kills
     assert len(stood) >= min(5, kills // 2), stood
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["fp32"])
+def test_a_run_killed_in_front_of_any_file_operation_ends_in_the_same_bytes(attempt: Attempt, tmp_path: Path) -> None:
+    """Between two files a random moment hardly ever falls."""
+    assert attempt(tmp_path / "warm", 600, 0) == 0
+    assert attempt(tmp_path / "whole", 600, 0) == 0
+    wanted, count = contents(tmp_path / "whole"), int((tmp_path / "whole.operations").read_text())
+    assert count > 100
+    numbers = np.unique(np.linspace(1, count, min(OPERATIONS, count)).astype(int)).tolist()
+    stood: Counter[str] = Counter()
+    for number in numbers:
+        out = tmp_path / f"killed_{number}"
+        assert attempt(out, 600, number) == -signal.SIGKILL
+        stood[reached(out)] += 1
+        assert attempt(out, 600, 0) == 0
+        found = contents(out)
+        differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
+        assert not differing, f"before operation {number} of {count}, {stood}"
+        shutil.rmtree(out)
+    print(f"{len(numbers)} of {count} operations, all equal; killed in {dict(stood)}")
+    assert stood.total() == len(numbers) >= min(OPERATIONS, count)
