@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from medseqft_kit.errors import RunError
 
+LEFTOVERS = (".*.tmp-*", ".tmp*")
+"""Names of unfinished files: of this module, and of the safetensors library, which has temporary files of its own."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -42,8 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes had begun to write; the caller holds the folder's lock."""
-    for leftover in folder.rglob(".*.tmp-*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for names in LEFTOVERS:
+        for leftover in folder.rglob(names):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from medseqft_kit.errors import RunError
-from medseqft_kit.runs.atomic import replacing, write_json, write_text
+from medseqft_kit.runs.atomic import remove_leftovers, replacing, write_json, write_tensors, write_text
 from medseqft_kit.runs.folder import RunFolder
 from medseqft_kit.runs.history import read_rows, timed, write_rows
 from medseqft_kit.runs.lock import locked
@@ -96,3 +98,20 @@ def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_json(tmp_path / name, {"z": 1, "a": [1.5, "ü"]})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_nothing_is_left_of_a_file_of_tensors_whose_writer_was_killed(tmp_path: Path) -> None:
+    """The safetensors library writes into temporary files with names of its own."""
+    tensors = {"a": torch.zeros(2**27)}  # half a gigabyte takes long enough to be seen
+    writer = multiprocessing.get_context("fork").Process(
+        target=write_tensors, args=(tmp_path / "a.safetensors", tensors)
+    )
+    writer.start()
+    while not list(tmp_path.iterdir()):
+        assert writer.is_alive()
+    writer.kill()
+    writer.join()
+    assert list(tmp_path.iterdir())
+    assert not (tmp_path / "a.safetensors").exists()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
