@@ -46,7 +46,7 @@ def random_direction(weights: Weights, seed: int) -> dict[str, Tensor]:
     for name, value in weights.items():
         if value.ndim < 2:
             continue
-        # In the strides of the weights: a sum of differently strided tensors takes twice as long.
+        # In the strides of the weights: sums of differently strided tensors are slower.
         draw = torch.empty_like(value).copy_(
             torch.randn(value.shape, generator=torch_generator(seed, "direction", name))
         )

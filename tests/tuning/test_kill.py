@@ -76,6 +76,15 @@ def reached(out: Path) -> str:
     return f"{len(stages)}: {'stage 1' if 'buffer.json' in files else 'selection'}"
 
 
+def continues_to(wanted: dict[str, str], attempt: Attempt, out: Path, when: str) -> None:
+    """A killed run comes to its end by the same command, and in the same bytes."""
+    assert attempt(out, 600, 0) == 0
+    found = contents(out)
+    differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
+    assert not differing, when
+    shutil.rmtree(out)
+
+
 @pytest.mark.parametrize(
     ("precision", "kills"),
     [
@@ -103,11 +112,7 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
             shutil.rmtree(out)
             seconds *= 0.8
         stood[reached(out)] += 1
-        assert attempt(out, 600, 0) == 0
-        found = contents(out)
-        differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
-        assert not differing, f"after {number} of {kills}, {stood}"
-        shutil.rmtree(out)
+        continues_to(wanted, attempt, out, f"after {number} of {kills}, {stood}")
     print(f"{precision}: {kills} of {kills} equal; killed in {dict(stood)}")
     assert stood.total() == kills
     assert len(stood) >= min(5, kills // 2), stood
@@ -115,22 +120,23 @@ def test_a_run_killed_at_any_time_ends_in_the_bytes_of_an_uninterrupted_one(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("precision", ["fp32"])
-def test_a_run_killed_in_front_of_any_file_operation_ends_in_the_same_bytes(attempt: Attempt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [0, 1])  # all of them take longer than one test may
+def test_a_run_killed_in_front_of_any_file_operation_ends_in_the_same_bytes(
+    attempt: Attempt, tmp_path: Path, part: int
+) -> None:
     """Between two files a random moment hardly ever falls."""
     assert attempt(tmp_path / "warm", 600, 0) == 0
     assert attempt(tmp_path / "whole", 600, 0) == 0
     wanted, count = contents(tmp_path / "whole"), int((tmp_path / "whole.operations").read_text())
     assert count > 100
-    numbers = np.unique(np.linspace(1, count, min(OPERATIONS, count)).astype(int)).tolist()
+    every = np.unique(np.linspace(1, count, min(OPERATIONS, count)).astype(int)).tolist()
+    assert len(every) == min(OPERATIONS, count)
+    numbers = every[part::2]
     stood: Counter[str] = Counter()
     for number in numbers:
         out = tmp_path / f"killed_{number}"
         assert attempt(out, 600, number) == -signal.SIGKILL
         stood[reached(out)] += 1
-        assert attempt(out, 600, 0) == 0
-        found = contents(out)
-        differing = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
-        assert not differing, f"before operation {number} of {count}, {stood}"
-        shutil.rmtree(out)
+        continues_to(wanted, attempt, out, f"before operation {number} of {count}, {stood}")
     print(f"{len(numbers)} of {count} operations, all equal; killed in {dict(stood)}")
-    assert stood.total() == len(numbers) >= min(OPERATIONS, count)
+    assert stood.total() == len(numbers) >= min(OPERATIONS, count) // 2
