@@ -52,7 +52,7 @@ def _phase(
     context: Context, phase: Phase, stage: Stage, sources: Sources, index: int, file: Path
 ) -> tuple[FoundationModel, float]:
     """The model of a phase, trained or taken or read, and its last validation Dice."""
-    folder, record = file.parent, file.parent / f"record_{phase.name}.json"
+    folder, record = file.parent, _record(file.parent, phase)
     source: dict[str, bool] = {}
     if context.ranks.told(not record.is_file()):
         stage = replace(stage, memory=_memory(context, phase, index))
@@ -73,7 +73,7 @@ def _train_once(
     context: Context, phase: Phase, stage: Stage, sources: tuple[Source, ...], index: int, file: Path
 ) -> bool:
     """Put the phase's files into the stage's folder, trained now or by another run that shares them: whether so."""
-    folder, record = file.parent, file.parent / f"record_{phase.name}.json"
+    folder, record = file.parent, _record(file.parent, phase)
     earlier = context.earlier_models(index) if phase is context.strategy.consolidation else []
 
     def ingredients() -> Ingredients:
@@ -105,7 +105,7 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
         timing["waited"] = round(trained.waited, 3)
         timing["peak_bytes"] = _peak_bytes(context.precision.device)
     rows[-1] |= finished.facts
-    made = [file.name, f"record_{phase.name}.json"]
+    made = [file.name, _record(folder, phase).name]
     if finished.memory:
         write_tensors(folder / f"memory_{phase.name}.safetensors", finished.memory)
         made.append(f"memory_{phase.name}.safetensors")
@@ -113,7 +113,7 @@ def _train(context: Context, phase: Phase, stage: Stage, sources: tuple[Source, 
         save_adapter(finished.adapter, folder / "adapter")
         made += [path.relative_to(folder).as_posix() for path in sorted((folder / "adapter").iterdir())]
     save_foundation(finished.model, file)
-    write_json(folder / f"record_{phase.name}.json", {"history": rows, "timing": timing})
+    write_json(_record(folder, phase), {"history": rows, "timing": timing})
     return made
 
 
@@ -161,6 +161,11 @@ def _trained(
 def _tracking(context: Context, phase: Phase, folder: Path) -> Tracking:
     tracker, run = context.settings.compute.tracker, f"{folder.name}/{phase.name}"
     return tracking(tracker, context.run.path / "tensorboard", run)
+
+
+def _record(folder: Path, phase: Phase) -> Path:
+    """The file that says that a phase is finished, written last."""
+    return folder / f"record_{phase.name}.json"
 
 
 def _read_record(path: Path) -> tuple[list[Row], Row]:
