@@ -15,6 +15,7 @@ from medseqft_kit.tasks.dicom import checks as dicom
 from medseqft_kit.tasks.facts import CaseFacts, gather
 from medseqft_kit.tasks.findings import CheckReport, Finding, shown
 from medseqft_kit.tasks.layouts import defects_known_of, detect_task
+from medseqft_kit.tasks.public_sets import data_sets_in
 from medseqft_kit.tasks.types import Task
 
 __all__ = ["CASE_CHECKS", "CheckReport", "Finding", "check_task", "shared_images"]
@@ -78,7 +79,7 @@ def _check(task: Task, progress: Progress) -> CheckReport:
     if not cases:
         findings.append(_no_cases(task))
     images = {image.digest: f"{shown(task, image.path)} of {task.name}" for image in seen}
-    return CheckReport(task.name, len(cases), tuple(findings), images)
+    return CheckReport(task.name, len(cases), tuple(findings), images, data_sets_in(task))
 
 
 def shared_images(reports: Sequence[CheckReport]) -> tuple[CheckReport, ...]:

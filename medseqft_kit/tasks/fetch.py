@@ -1,36 +1,15 @@
-"""A public data set by name: downloaded where its licence allows that, else how to get it."""
+"""A public data set, downloaded where its licence allows that."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from urllib.parse import urlparse
 
-from medseqft_kit.errors import ConfigError, DataError
+from medseqft_kit.errors import DataError
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.tasks.archives import extract
-from medseqft_kit.tasks.catalogue import CATALOGUE, DataSet
+from medseqft_kit.tasks.catalogue import DataSet
 from medseqft_kit.tasks.download import ResumingDownloader
-
-
-def find_data_set(name: str) -> DataSet:
-    """The catalogue's entry; upper and lower case are the same.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, with the nearest names.
-    """
-    names = {known.lower(): known for known in CATALOGUE}
-    if name.lower() in names:
-        return CATALOGUE[names[name.lower()]]
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    raise ConfigError(
-        "there is no data set of this name in the catalogue.",
-        found=name,
-        expected=" or ".join(names[key] for key in near) if near else ", ".join(CATALOGUE),
-        next_step=f"medseqft fetch {names[near[0]]}" if near else "choose one of these",
-    )
 
 
 def fetch(data_set: DataSet, out: Path, progress: Progress = silent) -> Path:
@@ -69,27 +48,3 @@ def fetch(data_set: DataSet, out: Path, progress: Progress = silent) -> Path:
     extract(archive, folder, progress)
     archive.unlink()
     return folder
-
-
-def about(data_set: DataSet) -> str:
-    """Title, licence and citation, as lines for people."""
-    commercial = {True: "", False: " (not for commercial use)", None: " (commercial use: not known)"}
-    lines = (
-        data_set.title,
-        f"licence: {data_set.licence}{commercial[data_set.commercial]}",
-        f"cite: {data_set.reference}",
-    )
-    return "\n".join(lines)
-
-
-def instructions(data_set: DataSet) -> str:
-    """How to get a data set that may not be downloaded for you."""
-    return "\n".join(
-        (
-            about(data_set),
-            f"{data_set.name} is not downloaded for you: its source asks for an account, terms or a tool of its own.",
-            f"  1. {data_set.obtain}",
-            "  2. extract it, keeping its folders",
-            "  3. medseqft check FOLDER",
-        )
-    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from medseqft_kit.tasks.catalogue import DataSet
 from medseqft_kit.tasks.types import Task
 
 Severity = Literal["error", "warning"]
@@ -53,12 +54,15 @@ class CheckReport:
         Number of cases checked, labelled and unlabelled.
     images
         Hash of an image's voxels to its file: what tells whether another data set holds the same image.
+    public
+        The public data sets that this is, of the catalogue.
     """
 
     task: str
     cases: int
     findings: tuple[Finding, ...]
     images: Mapping[str, str] = field(default_factory=dict, repr=False)
+    public: tuple[DataSet, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -23,7 +23,8 @@ from medseqft_kit.errors import ConfigError, DataError
 from medseqft_kit.tasks import download
 from medseqft_kit.tasks.archives import extract
 from medseqft_kit.tasks.catalogue import CATALOGUE, DataSet
-from medseqft_kit.tasks.fetch import fetch, find_data_set, instructions
+from medseqft_kit.tasks.fetch import fetch
+from medseqft_kit.tasks.public_sets import find_data_set, instructions
 
 BODY = bytes(range(256)) * 40
 

@@ -21,6 +21,16 @@ from tests.tasks import public_sets
 from tests.tasks.public_sets import WRITERS, Written
 
 NAMES = [*WRITERS, "chaos", "chaos_backwards"]
+EDITIONS = {
+    "amos22": ("amos22_ct", "amos22_mr"),
+    "totalsegmentator": ("totalsegmentator_ct",),
+    "lits_in_one_folder": ("lits",),
+    "chaos": ("chaos_mr",),
+    "chaos_backwards": ("chaos_mr",),
+    "bids_masks": (),
+    "bids_maps": (),
+}
+"""Entries of the catalogue that a folder is, where they are not called as its writer."""
 
 
 @pytest.fixture
@@ -109,6 +119,14 @@ def test_every_layout_that_the_catalogue_names_is_written_here():
 def test_a_sound_copy_has_no_findings(write, name):
     root, _ = write(name)
     assert check_task(root).findings == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_check_knows_which_public_data_set_it_reads(write, name):
+    root, written = write(name)
+    known = [data_set.name for data_set in check_task(root).public]
+    assert known == [entry for entry in CATALOGUE if entry in EDITIONS.get(name, (name,))]
+    assert all(CATALOGUE[entry].layout == written.layout for entry in known)
 
 
 def test_several_data_sets_in_one_folder_are_not_guessed_between(tmp_path):

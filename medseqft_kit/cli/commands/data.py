@@ -36,8 +36,8 @@ def fetch(
 ) -> None:
     """Download a public data set where its licence allows that; else say how to get it, and exit with 3."""
     from medseqft_kit.progress import rich_progress
-    from medseqft_kit.tasks.fetch import about, find_data_set, instructions
     from medseqft_kit.tasks.fetch import fetch as fetch_data_set
+    from medseqft_kit.tasks.public_sets import about, find_data_set, instructions
 
     data_set = find_data_set(name)
     if not data_set.url:
@@ -61,12 +61,15 @@ def check(
     from medseqft_kit.progress import rich_progress
     from medseqft_kit.tasks.check import check_task, shared_images
     from medseqft_kit.tasks.check_table import findings_table
+    from medseqft_kit.tasks.public_sets import about
 
     with rich_progress() as progress:
         reports = shared_images([check_task(dataset, progress=progress) for dataset in datasets])
     reports = tuple(report.strict() if strict else report for report in reports)
     for dataset, report in zip(datasets, reports, strict=True):
         typer.echo(f"{dataset}: {report.summary}")
+        for data_set in report.public:
+            typer.echo(about(data_set))
         if report.findings:
             Console().print(findings_table(report))
     if not all(report.ok for report in reports):
