@@ -11,7 +11,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from medseqft_kit.analysis.landscape import Landscape
-from medseqft_kit.report.figures import COLOURS, INK, model_name, plain, styled
+from medseqft_kit.report.comparison_figures import looks
+from medseqft_kit.report.figures import INK, model_name, plain, styled
 
 TITLES = {"loss": "training loss", "dice": "training Dice"}
 SCALE = "Viridis"
@@ -71,8 +72,9 @@ def surfaces(landscapes: Mapping[str, Landscape], quantity: str = "loss") -> go.
 def lines(landscapes: Mapping[str, Landscape]) -> go.Figure:
     """Loss and Dice along lines between two models, one curve for each landscape."""
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
-    for index, (name, found) in enumerate(landscapes.items()):
-        look = {"color": COLOURS[index % len(COLOURS)], "width": 2}
+    colours = {name: colour for name, (colour, _) in looks(list(landscapes)).items()}
+    for name, found in landscapes.items():
+        look = {"color": colours[name], "width": 2}
         for column, quantity in enumerate(TITLES, start=1):
             figure.add_scatter(
                 x=found.grid.xs,

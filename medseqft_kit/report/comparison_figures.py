@@ -6,6 +6,7 @@ Text from files is escaped, and strategies have numbers for places, so that name
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ from medseqft_kit.report.outliers import far, keep_near, keep_near_upright
 from medseqft_kit.report.tables import number
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross", "hexagon", "pentagon")
-FIXED = {BASELINE: (COLOURS[0], SYMBOLS[0]), OURS: (COLOURS[1], SYMBOLS[1])}
+CORE = (
+    *(BASELINE, OURS, "parallel_distilled", "sequential", "sequential_distilled", "average", "parallel_matched"),
+    *("multitask", "scratch"),
+)
+FIXED = {name: (COLOURS[index], SYMBOLS[index]) for index, name in enumerate(CORE)}
+"""The core strategies' colours and symbols, the same in every figure, whatever else is in it."""
 SCOPES = {MEAN: "mean over all tasks", LATER: "mean over the tasks after the first"}
 LINE = 22
 """Height of a strategy's row in pixels."""
@@ -34,14 +40,13 @@ def short(name: object) -> str:
 
 
 def looks(strategies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Strategy → colour and symbol. MedSeqFT and parallel tuning have their own; up to 56 others differ in one or both.
+    """Strategy → colour and symbol: the core ones' own; up to 63 others differ in one or both.
 
-    Seven colours and eight symbols have no common factor, so that both may repeat without a pair doing so.
+    Seven colours and ten symbols have no common factor, so that both may repeat without a pair doing so.
     """
-    others = [name for name in strategies if name not in FIXED]
-    colours, symbols = COLOURS[len(FIXED) :], SYMBOLS[len(FIXED) :]
-    cycled = {name: (colours[index % len(colours)], symbols[index % len(symbols)]) for index, name in enumerate(others)}
-    return {name: FIXED.get(name) or cycled[name] for name in strategies}
+    pairs = zip(cycle(COLOURS[2:]), cycle(SYMBOLS), strict=False)  # blue and orange are parallel's and MedSeqFT's alone
+    free = (pair for pair in pairs if pair not in FIXED.values())
+    return {name: FIXED.get(name) or next(free) for name in strategies}
 
 
 def forest(gains: pd.DataFrame, subject: str) -> go.Figure:

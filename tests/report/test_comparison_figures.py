@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseqft_kit.report.comparison_figures import case_boxes, compute, forest, looks, order_spread
+from medseqft_kit.report.comparison_figures import CORE, case_boxes, compute, forest, looks, order_spread
 from medseqft_kit.report.continual_figures import generality_curves, transfer_curves, transfer_matrices
 from medseqft_kit.report.rank_diagram import critical_difference_diagram
+from medseqft_kit.tuning.strategies import STRATEGIES
 
 
 def named(figure, *names):
@@ -69,10 +70,14 @@ def test_the_height_of_a_forest_grows_with_its_strategies():
     assert forest(rows, "strategy").layout.height - forest(rows[:10], "strategy").layout.height == 20 * 22
 
 
-def test_no_two_of_fifty_strategies_look_alike_and_two_never_change():
-    names = [f"s{i}" for i in range(50)]
-    assert len(set(looks(["parallel", *names, "medseqft"]).values())) == 52
-    assert looks([*names[::-1], "medseqft"])["medseqft"] == looks(["medseqft"])["medseqft"]
+def test_no_two_of_seventy_strategies_look_alike_and_the_core_ones_look_the_same_in_every_figure():
+    names = [f"s{i}" for i in range(63)]
+    every = looks([*names, *CORE])
+    assert list(every) == [*names, *CORE]
+    assert set(CORE) <= set(STRATEGIES)
+    assert len(set(every.values())) == len(every) == 72
+    for name in CORE:
+        assert looks([*names[::-1], name])[name] == looks([name])[name] == every[name]
 
 
 def test_long_names_are_cut_and_stay_apart():
