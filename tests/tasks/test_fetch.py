@@ -24,7 +24,7 @@ from medseqft_kit.tasks import download
 from medseqft_kit.tasks.archives import extract
 from medseqft_kit.tasks.catalogue import CATALOGUE, DataSet
 from medseqft_kit.tasks.fetch import fetch
-from medseqft_kit.tasks.public_sets import find_data_set, instructions
+from medseqft_kit.tasks.public_sets import about, find_data_set, instructions
 
 BODY = bytes(range(256)) * 40
 
@@ -301,6 +301,13 @@ def test_only_the_decathlon_is_downloaded_and_every_other_set_says_how_to_get_it
         assert one.licence in text
         assert one.obtain in text
         assert "medseqft check" in text
+
+
+def test_the_usual_preprocessing_is_told_as_a_task_takes_it() -> None:
+    assert "usual: spacing: [1.25, 1.25, 5], window: [-1000, 500], patch: [192, 192, 16];" in about(
+        CATALOGUE["covid19_20"]
+    )
+    assert "usual: the median spacing;" in about(CATALOGUE["Task10_Colon"])
 
 
 def test_the_command_downloads_and_names_the_next_command(
