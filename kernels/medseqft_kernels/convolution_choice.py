@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -33,26 +33,27 @@ def fastest_convolution(
 
     Measured with `wants`: gradients of x and of the adapter.
     """
-    rank, _, dtype, device, _ = kind
-    on = torch.device(device)
+    _, _, dtype, device, _ = kind
     if forced() is not None or dtype == "float64" or 0 in shapes[0]:
         return REFERENCE
-    names = measured(fitting(backends, getattr(torch, dtype), on), on, rank)
     question = _question(name, shapes[:2], walk, kind, wants)
-    return fastest(question, on, lambda: _candidates(operation, names, shapes, walk, kind, wants))
+    candidates = partial(_candidates, operation, backends, shapes, walk, kind, wants)
+    return fastest(question, torch.device(device), candidates)
 
 
 def _candidates(
     operation: Callable[..., Tensor],
-    names: tuple[str, ...],
+    backends: Mapping[str, Backend],
     shapes: tuple[Shape, Shape, Shape, Shape],
     walk: Walk,
     kind: Kind,
     wants: tuple[bool, bool],
 ) -> dict[str, Callable[[], object]]:
-    _, with_bias, dtype, device, channels_last = kind
+    rank, with_bias, dtype, device, channels_last = kind
     need_x, need_adapter = wants
-    draw = torch.Generator(device).manual_seed(0)
+    on = torch.device(device)
+    names = measured(fitting(backends, getattr(torch, dtype), on), on, rank)
+    draw = torch.Generator(on).manual_seed(0)
 
     def rand(*shape: int, need: bool = False) -> Tensor:
         tensor = torch.rand(shape, generator=draw, device=device).to(getattr(torch, dtype))

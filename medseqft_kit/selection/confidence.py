@@ -84,22 +84,24 @@ def catoni_interval(
     steps = Steps(alpha)
     tuned = steps.of(variance)
     budget = (tuned**2 * variance / 2).sum(axis=1) + steps.evidence
-    low, high = zip(*(_crossings(values, step, most) for step, most in zip(tuned, budget, strict=True)), strict=True)
-    return max(low), min(high)
+    low, high = _crossings(values, tuned, budget)
+    return float(low.max()), float(high.min())
 
 
-def _crossings(x: np.ndarray, step: np.ndarray, budget: float) -> tuple[float, float]:
-    """Where Σ φ(λ (x − m)), which falls in m, passes ±budget; by bisection, rounded outwards."""
-    ends = []
-    for sign in (1.0, -1.0):
-        inside = float(np.average(x, weights=step))
-        reach = float(np.ptp(x)) + 1 / float(step.max())
-        while sign * influence(step * (x - (inside - sign * reach))).sum() < budget:
-            reach *= 2
-        outside = inside - sign * reach
-        for _ in range(60):
-            middle = (inside + outside) / 2
-            beyond = sign * influence(step * (x - middle)).sum() >= budget
-            inside, outside = (inside, middle) if beyond else (middle, outside)
-        ends.append(outside)
-    return ends[0], ends[1]
+def _crossings(x: np.ndarray, steps: np.ndarray, budget: np.ndarray) -> Float[np.ndarray, "ends=2 h"]:
+    """Where Σ φ(λ (x − m)), which falls in m, passes ±budget; by bisection of all at once, rounded outwards."""
+    sign = np.array([[1.0], [-1.0]])
+
+    def beyond(m: np.ndarray) -> np.ndarray:
+        return sign * influence(steps * (x - m[..., None])).sum(axis=-1) >= budget
+
+    inside = np.tile((steps * x).sum(axis=1) / steps.sum(axis=1), (2, 1))
+    reach = np.tile(np.ptp(x) + 1 / steps.max(axis=1), (2, 1))
+    while not (found := beyond(inside - sign * reach)).all():
+        reach = np.where(found, reach, 2 * reach)
+    outside = inside - sign * reach
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        past = beyond(middle)
+        inside, outside = np.where(past, inside, middle), np.where(past, middle, outside)
+    return outside

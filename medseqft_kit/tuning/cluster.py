@@ -19,7 +19,7 @@ from medseqft_kit.errors import ConfigError, RunError
 from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.runs.interrupt import Interrupted
 from medseqft_kit.tuning.comparison import comparison_jobs, prepare_comparison
-from medseqft_kit.tuning.jobs import not_done, run_group
+from medseqft_kit.tuning.jobs import not_done, run_job
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -71,7 +71,7 @@ def submit_comparison(config: Config, out: Path, collect: Collect) -> dict[str, 
         )
     plain = config.model_dump(mode="json")
     made = _submit(config, out, [Work(_prepare, (plain, out))], "m0")
-    runs = [Work(run_group, (group,)) for group in not_done(comparison_jobs(config, out))]
+    runs = [Work(run_job, job) for job in not_done(comparison_jobs(config, out))]
     running = _submit(config, out, runs, "runs", after=f"afterok:{made[0]}") if runs else []
     before = ":".join(sorted({job.split("_")[0] for job in (running or made)}))
     last = _submit(config, out, [Work(collect, (plain, out))], "tables", after=f"afterany:{before}")

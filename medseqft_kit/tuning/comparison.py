@@ -73,9 +73,9 @@ def prepare_comparison(config: Config, out: Path, progress: Progress = silent) -
             save_foundation(model, out / FOUNDATION_FILE)
 
 
-def comparison_jobs(config: Config, out: Path) -> list[list[Job]]:
-    """A job for each member, alone in its group."""
-    return [[Job(run.config, out, f"runs/{run.name}", FOUNDATION_FILE)] for run in members(config)]
+def comparison_jobs(config: Config, out: Path) -> list[Job]:
+    """A job for each member."""
+    return [Job(run.config, out, f"runs/{run.name}", FOUNDATION_FILE) for run in members(config)]
 
 
 def _journeys(config: Config, finished: Sequence[Finished], out: Path) -> list[Journey]:

@@ -37,39 +37,24 @@ Plain = tuple[Mapping[str, Any], Path, str, str]
 """A job as other processes take it."""
 
 
-def run_waiting(groups: Sequence[Sequence[Job]], processes: int, progress: Progress, label: str) -> None:
-    """Run the jobs that are not done, `processes` groups side by side; one process takes a group's jobs in turn."""
-    if waiting := not_done(groups):
-        run_jobs(run_group, [(group,) for group in waiting], min(processes, len(waiting)), progress, label)
+def run_waiting(jobs: Sequence[Job], processes: int, progress: Progress, label: str) -> None:
+    """Run the jobs that are not done, `processes` of them side by side."""
+    if waiting := not_done(jobs):
+        run_jobs(run_job, waiting, min(processes, len(waiting)), progress, label)
 
 
-def not_done(groups: Sequence[Sequence[Job]]) -> list[list[Plain]]:
+def not_done(jobs: Sequence[Job]) -> list[Plain]:
     """What is left to do, as other processes take it."""
-    waiting = [[_plain(job) for job in group if not job.done] for group in groups]
-    return [group for group in waiting if group]
+    return [(job.config.model_dump(mode="json"), job.base, job.name, job.weights) for job in jobs if not job.done]
 
 
-def journey_jobs(journeys: Sequence[Journey], base: Path) -> list[list[Job]]:
-    """A group for each model that goes on: its journeys are short, and a process takes seconds to begin."""
-    groups: dict[str, list[Job]] = {}
-    for journey in journeys:
-        groups.setdefault(f"{journey.label} {journey.seed} {journey.weights}", []).append(
-            Job(journey.config, base, journey.name, journey.weights)
-        )
-    return list(groups.values())
+def journey_jobs(journeys: Sequence[Journey], base: Path) -> list[Job]:
+    """A job for each model and the task that it goes on to."""
+    return [Job(journey.config, base, journey.name, journey.weights) for journey in journeys]
 
 
-def _plain(job: Job) -> Plain:
-    return job.config.model_dump(mode="json"), job.base, job.name, job.weights
-
-
-def run_group(group: Sequence[Plain], progress: Progress = silent) -> None:
-    """Run jobs one after another; each continues where an earlier call stopped."""
-    for config, base, name, weights in group:
-        _run(config, base, name, weights, progress)
-
-
-def _run(config: Mapping[str, Any], base: Path, name: str, weights: str, progress: Progress) -> None:
+def run_job(config: Mapping[str, Any], base: Path, name: str, weights: str, progress: Progress = silent) -> None:
+    """Run a job, or continue it where an earlier call stopped."""
     settings = parse_config(config)
     sequence.Sequence(
         base / name,

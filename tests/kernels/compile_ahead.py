@@ -1,4 +1,4 @@
-"""Compiles an operation's shipped Triton kernels for one target without a GPU; run as a script, prints JSON.
+"""Compiles the operations' shipped Triton kernels for one target without a GPU; run as a script, prints JSON.
 
 A process of its own, because the tests run kernels through the interpreter, which Triton decides on import.
 """
@@ -51,6 +51,7 @@ def compile_all(operation: str, target: str) -> list[dict[str, Any]]:
         text = compiled.asm["amdgcn" if target == "gfx942" else "ptx"]
         rows.append(
             {
+                "operation": operation,
                 "kernel": shipped.kernel,
                 "spilled": _spilled(compiled.asm, Path(triton.__file__).parent),
                 "uses_matrix": bool(re.search(MATRIX[target], text)),
@@ -74,4 +75,4 @@ def _spilled(asm: Any, triton: Path) -> int | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all(sys.argv[1], sys.argv[2])))
+    print(json.dumps([row for operation in sys.argv[2:] for row in compile_all(operation, sys.argv[1])]))

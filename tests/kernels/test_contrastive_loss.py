@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,14 +28,6 @@ def backend(request):
     if request.param == "triton":
         request.getfixturevalue("needs_triton")
     return request.param
-
-
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated shapes at every call; users have the operation's own messages alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def equation_1(first, second, temperature):

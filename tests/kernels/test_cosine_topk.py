@@ -3,7 +3,6 @@ import re
 import warnings
 from importlib import import_module
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -24,14 +23,6 @@ from medseqft_kernels.tolerance import TOLERANCE, relative_error
 BACKENDS = ("reference", "blocked", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ON_INTERPRETER = int(os.environ.get("MEDSEQFT_INTERPRETER_EXAMPLES", 25))
-
-
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated shapes at every call; users have the operation's own messages alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

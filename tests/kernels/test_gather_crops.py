@@ -3,7 +3,6 @@ import re
 import warnings
 from importlib import import_module
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -24,14 +23,6 @@ from medseqft_kit.volumes.types import Geometry, Volume
 BACKENDS = ("reference", "triton")
 WINDOW = (-60.3, 81.7)
 ON_INTERPRETER = int(os.environ.get("MEDSEQFT_INTERPRETER_EXAMPLES", 25))
-
-
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated shapes at every call; users have the operation's own messages alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def drawn(case, device, stored=torch.float16, seed=0):

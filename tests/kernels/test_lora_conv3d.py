@@ -3,7 +3,6 @@ import json
 import subprocess
 import sys
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,14 +21,6 @@ from medseqft_kernels.tolerance import CANCELLING, relative_error
 
 NAMES = ("x", "weight", "bias", "lora_a", "lora_b")
 SCALING = 0.7
-
-
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated shapes at every call; users have the operation's own messages alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def tensors(case, dtype=torch.float64, dense=False):

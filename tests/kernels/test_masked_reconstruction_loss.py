@@ -34,14 +34,6 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated shapes at every call; users have the operation's own messages alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def loss_and_gradient(prediction, target, mask, backend=None, **settings):
     """Of the operation, or of the reference in float64; what comes from above differs from sample to sample."""
     asked = prediction.detach().requires_grad_()

@@ -2,7 +2,6 @@ import copy
 import pickle
 import warnings
 
-import jaxtyping
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -427,14 +426,6 @@ def test_autocast_gives_what_peft_gives_in_bf16():
         want, got = model(image(torch.float32)), fused(image(torch.float32))
     assert got.dtype == want.dtype
     assert relative_error(got, want) < 3 * TOLERANCE[torch.bfloat16]  # seven layers and a tanh after each
-
-
-@pytest.fixture
-def as_users_run_it():
-    """The suite checks annotated types at every call, which no compiler can trace; users do not."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_replaced_model_compiles_without_a_break(as_users_run_it):

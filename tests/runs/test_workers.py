@@ -87,3 +87,27 @@ def test_a_signal_to_the_parent_alone_lets_every_worker_save(tmp_path: Path, num
     shown, _ = parent.communicate(timeout=60)
     assert "Interrupted stopped with" in shown
     assert (tmp_path / "steps").read_text() == "saved"
+
+
+ENVIRONMENT = """
+import os, sys
+from pathlib import Path
+from medseqft_kit.progress import silent
+from medseqft_kit.runs.workers import run_jobs
+
+def work(name, progress):
+    (Path(sys.argv[1]) / name).write_text(f"{os.environ.get('SAID')} {os.getppid()}")
+
+if __name__ == "__main__":
+    for said in ("first", "second"):
+        os.environ["SAID"] = said
+        run_jobs(work, [(said,)], 1, silent, "jobs")
+"""
+
+
+def test_jobs_are_forks_of_one_process_and_see_the_environment_as_it_is_now(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ENVIRONMENT)
+    subprocess.run([sys.executable, tmp_path / "script.py", tmp_path], check=True, timeout=60)
+    told = [(tmp_path / name).read_text().split() for name in ("first", "second")]
+    assert [said for said, _ in told] == ["first", "second"]
+    assert len({parent for _, parent in told}) == 1

@@ -78,6 +78,7 @@ def test_means_within_the_tolerance_end_the_race_as_ties() -> None:
     assert len(tolerant.chosen) == 3
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("method", ["certified", "approximate", "exhaustive"])
 def test_over_many_boundaries_a_repeat_chooses_the_same_as_often_as_it_was_said_to(method: Method) -> None:
     said, agreed = [], []
@@ -121,6 +122,7 @@ RACES = int(os.environ.get("MEDSEQFT_RACES", "300"))
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("as_users_run_it")
 def test_over_hundreds_of_races_no_more_than_delta_ever_miss_a_mean_or_order_two_wrongly() -> None:
     """Any interval of a score, any comparison, any decision of a certified race; half of the races are close."""
     rules = Rules(max_draws=160, delta=0.05)

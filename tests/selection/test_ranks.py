@@ -58,6 +58,7 @@ def test_the_launcher_starts_two_processes_that_hear_of_one_another(tmp_path: Pa
     assert heard == ["heard (0, 2, 0, [0, 1])", "heard (1, 2, 0, [0, 1])"]
 
 
+@pytest.mark.soak(only=True)  # tests/tuning/test_processes.py compares the scores of whole runs
 def test_two_processes_find_what_one_finds_to_the_last_bit(workspace: Path) -> None:
     score(workspace, "alone", "-m")
     told = score(workspace, "together", *LAUNCH).stdout

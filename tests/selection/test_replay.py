@@ -30,6 +30,7 @@ def phantoms() -> LossTable:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("method", ["approximate", "certified"])
 def test_races_choose_what_a_thousand_draws_choose_for_a_fraction_of_the_passes(
     method: Method, phantoms: LossTable

@@ -1,6 +1,6 @@
 """Twenty steps of distilled fine-tuning with two batches each, by as many processes as started this script.
 
-``python shared_steps.py TASK FORMAT OUT`` on its own, or under ``torchrun``; writes the model to OUT.
+``python shared_steps.py TASK OUT`` on its own, or under ``torchrun``; writes a model of each number format into OUT.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ from medseqft_kit.volumes.preprocess import Preprocessing, resolve
 from medseqft_kit.volumes.store import prepare
 
 
-def main(data: str, number_format: str, out: str) -> None:
-    """Train, and write what came of it."""
+def main(data: str, out: str) -> None:
+    """Train in both formats, and write what came of it."""
     torch.set_num_threads(1)
-    kind = {"float64": torch.float64, "float32": torch.float32}[number_format]
-    task, ranks = load_task(data), Ranks.here()
+    Path(out).mkdir(exist_ok=True)
+    ranks = Ranks.here()
+    _train(data, torch.float64, ranks, Path(out) / "float64.safetensors")
+    trainer._optimizer = _descent  # type: ignore[assignment]  # AdamW divides rounding by rounding
+    _train(data, torch.float32, ranks, Path(out) / "float32.safetensors")
+
+
+def _train(data: str, kind: torch.dtype, ranks: Ranks, out: Path) -> None:
+    task = load_task(data)
     cases = [case.id for case in task.cases[:3]]
-    volumes = prepare(task, resolve(Preprocessing(), task), cases, Path(out).parent / "store")
+    volumes = prepare(task, resolve(Preprocessing(), task), cases, out.parent / "store")
     sources = tuple(
         BatchSource(volumes.entries(), (8, 8, 8), 2, 0, stream, labelled=stream == "task")
         for stream in ("task", "buffer")
@@ -46,8 +53,6 @@ def main(data: str, number_format: str, out: str) -> None:
     def losses(batches: Sequence[Batch], number: int) -> dict[str, Tensor]:
         return phase.losses(state, [Batch(each.image.to(kind), each.label, each.cases, each.task) for each in batches])
 
-    if number_format == "float32":
-        trainer._optimizer = _descent  # type: ignore[assignment]  # AdamW divides rounding by rounding
     training = trainer.Training(
         name="adapt",
         model=student,
@@ -57,10 +62,10 @@ def main(data: str, number_format: str, out: str) -> None:
         learning_rates={"": 3e-3},
         optimizer=Optimizer(),
         precision=Precision("cpu", "fp32"),
-        checkpoint=Path(out).with_suffix(".checkpoint"),
+        checkpoint=out.with_suffix(".checkpoint"),
         batches=2,
         ranks=ranks,
-        sharpness=0.05 if number_format == "float64" else 0.0,
+        sharpness=0.05 if kind == torch.float64 else 0.0,
     )
     rows = trainer.train(training).history
     if ranks.first:

@@ -35,6 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 def test_a_full_disk_is_an_error_for_people_and_the_run_goes_on_once_there_is_room(
     disk: Callable[[int], Path],
     tmp_path: Path,

@@ -24,6 +24,17 @@ SCRIPT = Path(__file__).with_name("shared_steps.py")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
+@pytest.fixture(scope="module")
+def trained(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What one process wrote, and what two did."""
+    folder = tmp_path_factory.mktemp("shared_steps")
+    for name, launch in (("one", [sys.executable]), ("two", LAUNCH)):
+        command = [*launch, str(SCRIPT), str(phantoms["Phantom01_Liver"]), str(folder / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return {name: folder / name for name in ("one", "two")}
+
+
 @pytest.mark.parametrize(
     ("number_format", "tolerance"),
     [
@@ -32,17 +43,15 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"
     ],
 )
 def test_two_processes_train_as_one_on_the_same_batches(
-    phantoms: dict[str, Path], tmp_path: Path, number_format: str, tolerance: float
+    trained: dict[str, Path], number_format: str, tolerance: float
 ) -> None:
-    found = {}
-    for name, launch in (("one", [sys.executable]), ("two", LAUNCH)):
-        arguments = [SCRIPT, phantoms["Phantom01_Liver"], number_format, tmp_path / f"{name}.safetensors"]
-        done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        found[name] = load_file(tmp_path / f"{name}.safetensors")
+    found = {name: load_file(folder / f"{number_format}.safetensors") for name, folder in trained.items()}
     assert [int(each.pop("processes")) for each in found.values()] == [1, 2]
     losses = [each.pop("losses") for each in found.values()]
     assert len(losses[0]) == 20
+    assert {str(value.dtype) for value in found["one"].values() if value.is_floating_point()} == {
+        f"torch.{number_format}"
+    }
     torch.testing.assert_close(losses[0], losses[1], rtol=100 * tolerance, atol=0)
     whole = [torch.cat([value.double().flatten() for value in each.values()]) for each in found.values()]
     assert float((whole[0] - whole[1]).norm() / whole[0].norm()) < tolerance
@@ -85,9 +94,9 @@ def test_two_processes_run_a_whole_sequence(whole_config: Callable[..., Any], tm
     }
     compared = 0
     for stage in ("01_liver", "02_lungs"):
-        assert (one / "stages" / stage / "buffer.json").read_bytes() == (
-            two / "stages" / stage / "buffer.json"
-        ).read_bytes()
+        for name in ("buffer.json", "scores.csv"):
+            contents = {(each / "stages" / stage / name).read_bytes() for each in (one, two)}
+            assert len(contents) == 1, name
         for model in ("adapted", "merged"):
             first, second = (load_file(each / "stages" / stage / f"{model}.safetensors") for each in (one, two))
             whole = [torch.cat([value.flatten() for value in each.values()]) for each in (first, second)]

@@ -129,6 +129,7 @@ def _killing(after: int) -> Progress:
     return progress
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("after", [3, 14, 20, 27, 36])
 def test_a_killed_run_resumes_to_the_same_bytes(
     after: int, finished: Path, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -25,22 +25,21 @@ def choose(sizes: Sizes, kind: Kind, wants: tuple[bool, bool]) -> str:
     All arguments are plain values, so that a compiler can ask while it traces.
     """
     _, dtype, device = kind
-    on = torch.device(device)
     if forced() is not None or dtype == "float64" or 0 in sizes:
         return REFERENCE
-    names = measured(fitting(BACKENDS, getattr(torch, dtype), on), on, sizes[3])
-    return fastest(_question(sizes, kind, wants), on, lambda: _candidates(names, sizes, kind, wants))
+    question = _question(sizes, kind, wants)
+    return fastest(question, torch.device(device), partial(_candidates, sizes, kind, wants))
 
 
-def _candidates(
-    names: tuple[str, ...], sizes: Sizes, kind: Kind, wants: tuple[bool, bool]
-) -> dict[str, Callable[[], object]]:
+def _candidates(sizes: Sizes, kind: Kind, wants: tuple[bool, bool]) -> dict[str, Callable[[], object]]:
     from medseqft_kernels.lora_linear.op import lora_linear
 
     rows, inputs, outputs, rank = sizes
     with_bias, dtype, device = kind
     need_x, need_adapter = wants
-    draw = torch.Generator(device).manual_seed(0)
+    on = torch.device(device)
+    names = measured(fitting(BACKENDS, getattr(torch, dtype), on), on, rank)
+    draw = torch.Generator(on).manual_seed(0)
 
     def rand(*shape: int, need: bool = False) -> Tensor:
         return torch.rand(shape, generator=draw, device=device).to(getattr(torch, dtype)).requires_grad_(need)

@@ -1,0 +1,18 @@
+"""What is repeated many times runs as users run it: the checks of annotated shapes would be half of its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jaxtyping
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Check no annotation within the block."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
