@@ -111,3 +111,27 @@ def test_jobs_are_forks_of_one_process_and_see_the_environment_as_it_is_now(tmp_
     told = [(tmp_path / name).read_text().split() for name in ("first", "second")]
     assert [said for said, _ in told] == ["first", "second"]
     assert len({parent for _, parent in told}) == 1
+
+
+NO_GPU_YET = """
+import torch
+
+asked = []
+for module, name in ((torch._C, "_cuda_getDeviceCount"), (torch._C, "_cuda_init"), (torch.cuda, "_lazy_init")):
+    if hasattr(module, name):
+        real = getattr(module, name)
+        setattr(module, name, lambda *given, real=real, name=name: asked.append(name) or real(*given))
+import medseqft_kit.tuning.jobs
+print(asked)
+try:
+    torch.zeros(1, device="cuda")
+except (AssertionError, RuntimeError):
+    pass
+print(bool(asked))
+"""
+
+
+def test_importing_what_runs_need_asks_nothing_of_a_gpu() -> None:
+    """A fork of a process that has talked to one cannot use it."""
+    shown = subprocess.run([sys.executable, "-c", NO_GPU_YET], capture_output=True, text=True, check=True, timeout=120)
+    assert shown.stdout.split("\n")[:2] == ["[]", "True"]
