@@ -36,7 +36,7 @@ COUNTED_CASES = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count lines in the first cases of a test, and not where repetition is the point: counting doubles the time."""
+    """Count lines in the first cases of a test, and not where repetition is the point: it slows what it counts."""
     seen: Counter[str] = Counter()
     for item in items:
         test = item.nodeid.partition("[")[0]

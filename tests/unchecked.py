@@ -1,4 +1,4 @@
-"""What is repeated many times runs as users run it: the checks of annotated shapes would be half of its time."""
+"""What is repeated many times runs as users run it: checks of annotated shapes would take much of its time."""
 
 from __future__ import annotations
 

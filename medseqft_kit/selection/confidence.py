@@ -92,16 +92,16 @@ def _crossings(x: np.ndarray, steps: np.ndarray, budget: np.ndarray) -> Float[np
     """Where Σ φ(λ (x − m)), which falls in m, passes ±budget; by bisection of all at once, rounded outwards."""
     sign = np.array([[1.0], [-1.0]])
 
-    def beyond(m: np.ndarray) -> np.ndarray:
-        return sign * influence(steps * (x - m[..., None])).sum(axis=-1) >= budget
+    def within(m: np.ndarray) -> np.ndarray:
+        return sign * influence(steps * (x - m[..., None])).sum(axis=-1) < budget
 
     inside = np.tile((steps * x).sum(axis=1) / steps.sum(axis=1), (2, 1))
     reach = np.tile(np.ptp(x) + 1 / steps.max(axis=1), (2, 1))
-    while not (found := beyond(inside - sign * reach)).all():
-        reach = np.where(found, reach, 2 * reach)
+    while (near := within(inside - sign * reach)).any():
+        reach = np.where(near, 2 * reach, reach)
     outside = inside - sign * reach
     for _ in range(60):
         middle = (inside + outside) / 2
-        past = beyond(middle)
-        inside, outside = np.where(past, inside, middle), np.where(past, middle, outside)
+        near = within(middle)
+        inside, outside = np.where(near, middle, inside), np.where(near, outside, middle)
     return outside
