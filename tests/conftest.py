@@ -60,9 +60,15 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_kernel_table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's table of measured backends; the commands that tests start do not either."""
+    """No test reads or writes the user's table of measured backends; the commands that tests start do not either.
+
+    The processes of one test run share theirs, so that each question is measured once.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDSEQFT_CACHE", str(tmp_path_factory.mktemp("kernel_table")))
+        patch.setenv("MEDSEQFT_CACHE", str(folder / "kernels"))
         yield
 
 

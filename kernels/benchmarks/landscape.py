@@ -23,8 +23,8 @@ from run import HERE, describe
 from medseqft_kit.analysis.directions import Plane, random_plane
 from medseqft_kit.analysis.landscape import Grid, survey
 from medseqft_kit.analysis.metrics import Movable, Segmentation, TaskNetwork
-from medseqft_kit.evaluation.inference import evaluating
 from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.models.precision import Precision, resolve_precision
 from medseqft_kit.volumes.batches import Batch
 

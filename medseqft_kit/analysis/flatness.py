@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from medseqft_kit.analysis.curvature import Loss, gradient, top_eigenvalues, trace_samples
 from medseqft_kit.analysis.directions import dot, random_direction
-from medseqft_kit.evaluation.inference import evaluating
 from medseqft_kit.evaluation.statistics import seed_margin
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.objectives.segmentation import segmentation_losses
 from medseqft_kit.progress import Progress, silent

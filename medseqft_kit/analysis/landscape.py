@@ -20,7 +20,7 @@ from loss_landscapes.metrics import Metric
 
 from medseqft_kit.analysis.directions import Plane
 from medseqft_kit.analysis.metrics import Movable
-from medseqft_kit.evaluation.inference import evaluating
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.progress import Progress, silent
 from medseqft_kit.runs.atomic import write_json
 from medseqft_kit.runs.history import append_row, read_rows

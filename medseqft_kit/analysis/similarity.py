@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseqft_kit.evaluation.inference import evaluating
 from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.models.precision import Precision
 
 FEWEST = 4

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import cast
 
 import numpy as np
@@ -13,6 +12,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor, nn
 
 from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.volumes.crops import cut, relative_start
 from medseqft_kit.volumes.restore import restore_logits
@@ -29,7 +29,7 @@ def predict_logits(
     precision: Precision,
     *,
     overlap: float = 0.5,
-    batch: int = 4,
+    batch: int | None = None,
 ) -> Float[Tensor, "k d h w"]:
     """Class logits on the preprocessed grid, windows of the model's patch blended with Gaussian weights.
 
@@ -44,7 +44,7 @@ def predict_logits(
     overlap
         Share of a window's side that the next window sees again, in [0, 1).
     batch
-        Windows in one forward pass.
+        Windows in one forward pass; None: :func:`windows_at_once`.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def predict_logits(
     needed = stitched_bytes(head.out_channels, tuple(image.shape[1:]))
     infer = SlidingWindowInferer(
         model.spec.patch,
-        sw_batch_size=batch,
+        sw_batch_size=windows_at_once(model.spec.patch) if batch is None else batch,
         overlap=overlap,
         mode="gaussian",
         sw_device=precision.device,
@@ -79,21 +79,18 @@ def predict_classes(
     return restore_logits(predict_logits(model, task_name, volume, precision), volume)
 
 
+def windows_at_once(patch: tuple[int, int, int]) -> int:
+    """Windows in one forward pass: four, and of small ones as many as hold 64³ voxels, so that calls cost little.
+
+    >>> windows_at_once((96, 96, 96)), windows_at_once((24, 32, 24))
+    (4, 14)
+    """
+    return max(4, 64**3 // math.prod(patch))
+
+
 def stitched_bytes(classes: int, shape: tuple[int, ...]) -> int:
     """Memory of the stitched logits and their weights (float32) for a volume of `shape` voxels."""
     return 4 * (classes + 1) * int(np.prod(shape))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; each submodule gets its own mode back, also where they differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _at_least_patch(volume: Volume, patch: tuple[int, int, int]) -> tuple[Float[Tensor, "c p q r"], tuple[slice, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from medseqft_kit.evaluation.inference import windows_at_once
 from medseqft_kit.evaluation.predict import Predictor
 from medseqft_kit.export.facts import WINDOWED, window
 from medseqft_kit.export.networks import plain_network
@@ -43,7 +44,7 @@ def inference_config(predictor: Predictor) -> dict[str, Any]:
         "inferer": {
             "_target_": "scripts.air.AirPaddedInferer",
             "roi_size": list(predictor.model.spec.patch),
-            "sw_batch_size": 4,
+            "sw_batch_size": windows_at_once(predictor.model.spec.patch),
             "overlap": 0.5,
             "mode": "gaussian",
         },

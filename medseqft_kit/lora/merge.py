@@ -13,17 +13,33 @@ from medseqft_kit.errors import AdapterError
 from medseqft_kit.lora.inject import AdaptedModel
 from medseqft_kit.lora.layers import LoRALayer
 from medseqft_kit.models.foundation import FoundationModel
-from medseqft_kit.randomness import seeded_torch, torch_generator
+from medseqft_kit.models.modes import evaluating
+from medseqft_kit.randomness import torch_generator
 
 MERGE_BOUND = 1e-4
 """Largest relative difference that a merge may show: fp32 rounding through a deep network was measured at 1e-6."""
 
 
-def merge(adapted: AdaptedModel, seed: int = 0) -> tuple[FoundationModel, float]:
+def merged_model(adapted: AdaptedModel) -> FoundationModel:
     """A new model with W + s·B·A in place of each adapted layer, the norms and heads of `adapted`, and no adapter.
 
     Weights are formed in float64 and rounded once; every parameter of the new model requires a gradient, and none
     shares memory with `adapted`.
+
+    Raises
+    ------
+    AdapterError
+        If a layer cannot be merged (a dense A on a grouped convolution).
+    """
+    memo = {id(layer): _merged_layer(name, layer) for name, layer in adapted.layers().items()}
+    parts = {name: copy.deepcopy(part, memo) for name, part in adapted.named_children()}
+    plain = FoundationModel.of_parts(adapted.spec, parts).requires_grad_(True)
+    plain.training = adapted.training
+    return plain
+
+
+def merge(adapted: AdaptedModel, seed: int = 0) -> tuple[FoundationModel, float]:
+    """The merged model, and the proof that it computes what `adapted` does.
 
     Returns
     -------
@@ -34,15 +50,9 @@ def merge(adapted: AdaptedModel, seed: int = 0) -> tuple[FoundationModel, float]
     Raises
     ------
     AdapterError
-        If a layer cannot be merged (a dense A on a grouped convolution), or the difference exceeds `MERGE_BOUND`.
+        If a layer cannot be merged, or the difference exceeds `MERGE_BOUND`.
     """
-    memo = {id(layer): _merged_layer(name, layer) for name, layer in adapted.layers().items()}
-    with seeded_torch(0, "merge"):
-        plain = FoundationModel(adapted.spec)
-    for name, part in adapted.named_children():
-        setattr(plain, name, copy.deepcopy(part, memo))
-    plain.requires_grad_(True)
-    plain.training = adapted.training
+    plain = merged_model(adapted)
     difference = relative_difference(plain, adapted, seed)
     if not difference <= MERGE_BOUND:  # NaN too
         raise AdapterError(
@@ -64,7 +74,7 @@ def relative_difference(model: FoundationModel, reference: FoundationModel, seed
         1, reference.spec.channels, *reference.spec.patch, generator=torch_generator(seed, "merge-probe")
     )
     crop = crop.to(first).contiguous(memory_format=torch.channels_last_3d)
-    with _evaluating(model), _evaluating(reference), _full_precision(crop.device.type), torch.no_grad():
+    with evaluating(model), evaluating(reference), _full_precision(crop.device.type), torch.no_grad():
         got, want = model.encode(crop).named(), reference.encode(crop).named()
     differences = [_relative(got[name].double(), want[name].double()) for name in want]
     return float(torch.stack(differences).max())
@@ -92,14 +102,3 @@ def _full_precision(device: str) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     with torch.autocast(device, enabled=False), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
         yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

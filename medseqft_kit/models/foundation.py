@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping
@@ -93,6 +94,16 @@ class FoundationModel(nn.Module):
         """The same for a whole specification."""
         with seeded_torch(seed, "model"):
             return cls(spec)
+
+    @classmethod
+    def of_parts(cls, spec: ModelSpec, parts: Mapping[str, nn.Module]) -> FoundationModel:
+        """A model of modules that there are already, by their names in it; they become its own."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)  # building a backbone would be for nothing
+        model.spec = spec
+        for name, part in parts.items():
+            model.add_module(name, part)
+        return model
 
     @property
     def head_classes(self) -> dict[str, int]:
@@ -232,12 +243,12 @@ def _damaged(path: Path, found: str, expected: object = "what `medseqft` writes"
 
 def with_objective(model: FoundationModel, objective: Mapping[str, object], seed: int = 0) -> FoundationModel:
     """A copy of the model with a fresh SSL head, of another objective."""
-    copy = FoundationModel.of_spec(replace(model.spec, objective=dict(objective)), seed)
+    changed = FoundationModel.of_spec(replace(model.spec, objective=dict(objective)), seed)
     for name, classes in model.head_classes.items():
-        copy.add_head_(name, classes)
+        changed.add_head_(name, classes)
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("ssl_head.")}
-    copy.load_state_dict({**copy.state_dict(), **kept})
-    return copy
+    changed.load_state_dict({**changed.state_dict(), **kept})
+    return changed
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -247,9 +258,4 @@ def parameter_count(model: nn.Module) -> int:
 
 def frozen_copy(model: FoundationModel) -> FoundationModel:
     """A copy in evaluation mode whose parameters require no gradient (a teacher)."""
-    with seeded_torch(0, "copy"):
-        copy = FoundationModel(model.spec)
-    for name, classes in model.head_classes.items():
-        copy.add_head_(name, classes)
-    copy.load_state_dict(model.state_dict())
-    return channels_last_(copy.to(next(model.parameters()).device)).eval().requires_grad_(False)
+    return channels_last_(copy.deepcopy(model)).eval().requires_grad_(False)

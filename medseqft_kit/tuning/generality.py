@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from medseqft_kit.evaluation.inference import evaluating
 from medseqft_kit.models.foundation import FoundationModel
+from medseqft_kit.models.modes import evaluating
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.objectives.base import crops_of, stacked
 from medseqft_kit.objectives.registry import objective_of

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from medseqft_kit.evaluation import inference
-from medseqft_kit.evaluation.inference import evaluating, predict_classes, predict_logits
+from medseqft_kit.evaluation.inference import predict_classes, predict_logits
 from medseqft_kit.models.foundation import FoundationModel
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.volumes.preprocess import Preprocessing, preprocess_array
@@ -80,6 +79,11 @@ def test_windows_are_shown_in_batches_and_overlap_as_asked(recorder):
     assert [len(windows) for windows in recorder.seen] == [2]
 
 
+def test_small_windows_are_shown_by_the_dozen(recorder):
+    predict_logits(recorder, "organ", volume_of((24, 24, 24)), FP32)
+    assert [len(windows) for windows in recorder.seen] == [125]
+
+
 def test_batching_does_not_change_a_logit(model):
     volume = volume_of((13, 9, 10))
     one, many = (predict_logits(model, "organ", volume, FP32, batch=batch) for batch in (1, 7))
@@ -134,19 +138,3 @@ def test_weights_gradients_modes_and_random_state_are_as_before(model):
     assert torch.equal(model.ssl_head.weight.grad, torch.ones_like(model.ssl_head.weight))
     assert torch.equal(torch.random.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])
-
-
-def test_modes_come_back_after_an_error():
-    net = nn.Sequential(nn.Conv3d(1, 1, 1), nn.Dropout())
-    net[0].eval()
-    seen = []
-
-    def fail():
-        with evaluating(net):
-            seen.extend(module.training for module in net.modules())
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert seen == [False, False, False]
-    assert [net.training, net[0].training, net[1].training] == [True, False, True]

@@ -314,7 +314,8 @@ def test_segresnet_adapts_and_every_adapter_learns():
     assert all(each.grad is None for each in adapted.parameters() if not each.requires_grad)
 
 
-def test_swinunetr_adapts_attention_perceptrons_embedding_and_upsampling():
+def test_swinunetr_adapts_attention_perceptrons_embedding_and_upsampling(monkeypatch):
+    monkeypatch.setenv("MEDSEQFT_KERNELS", "reference")  # half a minute would go into measuring its fifty shapes
     model = FoundationModel.build("swinunetr", "tiny", patch=(64, 64, 64))
     adapted = inject(model, LoRASettings(rank=2), seed=0)
     assert len(adapted.adapted) == len(adaptable(model)) > 50

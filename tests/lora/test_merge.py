@@ -4,7 +4,7 @@ from torch import nn
 
 from medseqft_kit.errors import AdapterError
 from medseqft_kit.lora.inject import LoRASettings, inject
-from medseqft_kit.lora.merge import MERGE_BOUND, merge, relative_difference
+from medseqft_kit.lora.merge import MERGE_BOUND, merge, merged_model, relative_difference
 from medseqft_kit.models.foundation import FoundationModel, load_foundation, save_foundation
 
 
@@ -43,6 +43,12 @@ def test_merged_model_is_plain_whole_and_trainable(toy, shaken):
     taken = {each.data_ptr() for one in (model, adapted) for each in one.parameters()}
     assert not taken & {each.data_ptr() for each in merged.parameters()}
     assert torch.equal(merged.backbone.norm.weight, adapted.backbone.norm.weight)
+
+
+def test_what_is_merged_is_what_the_proof_is_of(toy, shaken, state, same):
+    adapted = shaken(inject(toy(), LoRASettings(rank=8), seed=0))
+    proved, _ = merge(adapted)
+    assert same(state(merged_model(adapted)), state(proved))
 
 
 def test_merge_is_stored_as_any_foundation_model(tmp_path, shaken):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medseqft_kit.lora.inject import AdaptedModel, LoRASettings, inject
-from medseqft_kit.lora.merge import merge
+from medseqft_kit.lora.merge import merge, merged_model
 from medseqft_kit.lora.orthogonal import orthonormal
 from medseqft_kit.lora.shrink import shrunk
 from medseqft_kit.lora.spectrum import automatic_ranks, rows_of_a
@@ -101,12 +101,10 @@ class Consolidation(Phase):
 
     def check(self, stage: Stage, state: State) -> Check:
         """Fidelity of the adapters' whole step, nearly all of the stopping rule, and of the share that M_t takes."""
-        whole, _ = merge(_student(state))
         best = max(stage.adapted_dice, 1e-6)
-        reached = dice = stage.validate(whole)
+        reached = dice = stage.validate(merged_model(_student(state)))
         if self.lora.share < 1:
-            merged, _ = merge(self._shrunk(stage, state))
-            dice = stage.validate(merged)
+            dice = stage.validate(merged_model(self._shrunk(stage, state)))
         values = {"validation_dice": dice, "fidelity": dice / best, "fidelity_whole": reached / best}
         return Check(values, done=reached / best >= self.lora.fidelity)
 
