@@ -105,12 +105,10 @@ class AdaptedModel(FoundationModel):
     adapted: tuple[str, ...]
 
     def __init__(self, model: FoundationModel, settings: LoRASettings, layers: dict[str, LoRALayer]) -> None:
-        nn.Module.__init__(self)  # the parts come from `model`; building a backbone would be for nothing
-        self.spec, self.training = model.spec, model.training
-        self.settings, self.adapted = settings, tuple(layers)
         memo = _replacements(model, settings, layers)
-        for name, part in model.named_children():
-            self.add_module(name, copy.deepcopy(part, memo))
+        self._assemble_(model.spec, {name: copy.deepcopy(part, memo) for name, part in model.named_children()})
+        self.training = model.training
+        self.settings, self.adapted = settings, tuple(layers)
         for _, norm in norms(self.backbone) if settings.train_norms else ():
             if isinstance(norm, nn.GroupNorm):
                 norm.register_forward_pre_hook(_with_gradient)

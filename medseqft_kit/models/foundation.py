@@ -99,11 +99,15 @@ class FoundationModel(nn.Module):
     def of_parts(cls, spec: ModelSpec, parts: Mapping[str, nn.Module]) -> FoundationModel:
         """A model of modules that there are already, by their names in it; they become its own."""
         model = cls.__new__(cls)
-        nn.Module.__init__(model)  # building a backbone would be for nothing
-        model.spec = spec
-        for name, part in parts.items():
-            model.add_module(name, part)
+        model._assemble_(spec, parts)
         return model
+
+    def _assemble_(self, spec: ModelSpec, parts: Mapping[str, nn.Module]) -> None:
+        """In place of the constructor, where the parts are there: building a backbone would be for nothing."""
+        nn.Module.__init__(self)
+        self.spec = spec
+        for name, part in parts.items():
+            self.add_module(name, part)
 
     @property
     def head_classes(self) -> dict[str, int]:

@@ -21,9 +21,9 @@ import yaml
 
 NOT_REPEATABLE = {"timing.jsonl", "report.html", "tensorboard"}
 RUNS = Path(__file__).with_name("forked_runs.py")
-KILLS = int(os.environ.get("MEDSEQFT_KILLS", "10"))
+KILLS = int(os.environ.get("MEDSEQFT_KILLS", "20"))
 """`make soak` says 200."""
-OPERATIONS = int(os.environ.get("MEDSEQFT_KILLED_OPERATIONS", "4"))
+OPERATIONS = int(os.environ.get("MEDSEQFT_KILLED_OPERATIONS", "8"))
 """Of the few hundred; `make soak` takes all."""
 PARTS = 2 if OPERATIONS > 100 else 1
 """All of them take longer than one test may."""
