@@ -1,7 +1,8 @@
 """Execute every notebook of this folder from a clean kernel; keep the executed copies as HTML.
 
-``QUICK=1``, the default here, takes the short form that CI runs; ``QUICK=0`` the one for readers,
-minutes each. All are executed even if one fails; the exit status says whether one did.
+``QUICK=1``, the default here, takes the short form that CI runs, two at a time; ``QUICK=0`` the one
+for readers, minutes each, and alone: one prints times. All are executed even if one fails; the exit
+status says whether one did.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,8 +37,10 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         if quick:  # choices of `auto` that were made in a hurry are not for the user's table
             os.environ.setdefault("MEDSEQFT_CACHE", folder)
-        limit = LONGEST_CELL if quick else None
-        failed = [path.name for path in paths if not _execute(path, limit, folder)]
+        execute = partial(_execute, seconds=LONGEST_CELL if quick else None, folder=folder)
+        with ProcessPoolExecutor(2 if quick else 1) as processes:
+            well = list(processes.map(execute, paths))
+    failed = [path.name for path, ok in zip(paths, well, strict=True) if not ok]
     print(f"{len(paths)} notebooks into {EXECUTED}, failed: {', '.join(failed) or 'none'}")
     return 1 if failed or not paths else 0
 

@@ -7,6 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line; a user's mistake ends in its message and exit code 1, never in a traceback."""
+    import medseqft_kit.short_start  # noqa: F401  # before anything imports MONAI
     from medseqft_kit.cli.app import app
     from medseqft_kit.errors import MedSeqFTError
     from medseqft_kit.runs.interrupt import Interrupted

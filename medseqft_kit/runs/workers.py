@@ -40,7 +40,7 @@ def run_jobs(
         If a process ended without a word, as one that the system kills for its memory does.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    context.set_forkserver_preload(["medseqft_kit.short_start", work.__module__])
     waiting, running, done = list(jobs), list[_Running](), 0
     stop_reader, stop = context.Pipe(duplex=False)
     with stopping_cleanly(), arriving(progress) as writer, stop_reader:

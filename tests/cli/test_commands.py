@@ -82,6 +82,26 @@ def test_help_lists_every_command_in_under_a_second() -> None:
     assert min(times) < 1
 
 
+MONAI_FROM_A_COMMAND = """
+import sys
+import medseqft_kit.cli
+try:
+    medseqft_kit.cli.main()
+except SystemExit:
+    pass
+from monai.networks.nets.segresnet import SegResNet
+print("loaded:", *(name for name in ("jsonschema", "lark", "transformers") if name in sys.modules))
+import jsonschema, transformers
+print("after:", jsonschema.Draft7Validator({}).is_valid(1), bool(transformers.__version__))
+"""
+
+
+def test_a_command_imports_monai_without_what_other_parts_of_it_need_and_hides_nothing_for_long() -> None:
+    command = [sys.executable, "-c", MONAI_FROM_A_COMMAND, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-2:] == ["loaded:", "after: True True"]
+
+
 def test_a_run_is_shown_evaluated_and_continued(run: Path, workspace: Path) -> None:
     shown = _medseqft("evaluate", run)
     assert shown.returncode == 0, shown.stderr

@@ -12,6 +12,7 @@ from medseqft_kernels.lora_conv3d.cases import CASES, Case
 from medseqft_kernels.lora_conv3d.forms import Geometry
 from medseqft_kernels.lora_conv3d.reference import reference
 from medseqft_kernels.tolerance import TOLERANCE, relative_error
+from tests.kernels.formats import formats
 
 pytestmark = pytest.mark.usefixtures("needs_triton")
 
@@ -83,10 +84,10 @@ def assert_right(got, want, dtype, slack=1):
     assert {each.dtype for each in got.values()} == {dtype}
 
 
-DRAWN = [(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in UNGROUPED]
+DRAWN = formats(UNGROUPED, BUSY)
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*DRAWN, (BUSY, torch.float16)], ids=str)
+@pytest.mark.parametrize(("case", "dtype"), DRAWN, ids=str)
 def test_output_and_gradients_match_float64_and_no_voxel_is_left_unwritten(
     kernels, device, case, dtype, poisoned_empty
 ):
@@ -96,7 +97,7 @@ def test_output_and_gradients_match_float64_and_no_voxel_is_left_unwritten(
 
 def test_all_cases_with_one_group_are_looked_at():
     assert len(UNGROUPED) >= 9
-    assert len(DRAWN) == 2 * len(UNGROUPED)
+    assert len(DRAWN) == 2 * len(UNGROUPED) + 2
 
 
 @pytest.mark.parametrize(

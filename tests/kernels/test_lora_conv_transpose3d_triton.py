@@ -14,6 +14,7 @@ from medseqft_kernels.lora_conv_transpose3d.cases import CASES, Case
 from medseqft_kernels.lora_conv_transpose3d.forms import Geometry
 from medseqft_kernels.lora_conv_transpose3d.reference import merged_weight, reference
 from medseqft_kernels.tolerance import TOLERANCE, relative_error
+from tests.kernels.formats import formats
 
 pytestmark = pytest.mark.usefixtures("needs_triton")
 
@@ -77,8 +78,7 @@ def assert_right(got, want, dtype, slack=1):
     assert {each.dtype for each in got.values()} == {dtype}
 
 
-DRAWN = [(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in UNGROUPED]
-DRAWN += [(BUSY, torch.float32), (BUSY, torch.float16)]
+DRAWN = formats(UNGROUPED, BUSY)
 
 
 @pytest.mark.parametrize(("case", "dtype"), DRAWN, ids=str)

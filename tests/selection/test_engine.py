@@ -139,6 +139,7 @@ np.testing.assert_allclose(compiled, plain, rtol=1e-5)
 """
 
 
+@pytest.mark.soak(only=True)  # a compiler's minute, for what only a GPU gains by
 def test_a_compiled_backbone_gives_the_same_losses(tmp_path: Path) -> None:
     # In a process of its own: the compiler cannot see through the checks of annotations that tests run with.
     run = subprocess.run([sys.executable, "-c", COMPILED], cwd=tmp_path, capture_output=True, text=True, check=False)

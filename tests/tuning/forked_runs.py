@@ -16,6 +16,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import medseqft_kit.short_start
+
+# isort: split
 import medseqft_kit.evaluation.evaluate
 import medseqft_kit.selection.race  # noqa: F401  # what a run imports when it gets there
 from medseqft_kit.config import Config, load_config

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import medseqft_kit.short_start  # noqa: F401
 from medseqft_kit.models.foundation import FoundationModel, frozen_copy
 from medseqft_kit.models.precision import Precision
 from medseqft_kit.runs.ranks import Ranks

@@ -178,7 +178,7 @@ def test_runs_end_when_their_parent_is_killed(phantoms: dict[str, Path], tmp_pat
     config = _config(phantoms, budget={"steps": 100000, "batch": 1})
     (tmp_path / "c.json").write_text(config.model_dump_json())
     code = (
-        "import json, sys; from pathlib import Path\n"
+        "import json, sys; from pathlib import Path; import medseqft_kit.short_start\n"
         "from medseqft_kit.config import parse_config; from medseqft_kit.tuning.comparison import run_comparison\n"
         "if __name__ == '__main__':\n"
         "    here = Path(sys.argv[1]); run_comparison(parse_config(json.loads((here / 'c.json').read_text())), here)\n"

@@ -27,6 +27,7 @@ OPERATIONS = int(os.environ.get("MEDSEQFT_KILLED_OPERATIONS", "8"))
 """Of the few hundred; `make soak` takes all."""
 PARTS = 2 if OPERATIONS > 100 else 1
 """All of them take longer than one test may."""
+STEPS = 4 if KILLS > 20 else 2
 Attempt = Callable[[Path, float, int], int]
 
 
@@ -36,7 +37,7 @@ def attempt(
 ) -> Iterator[Attempt]:
     """A run into a folder, killed after so many seconds or in front of a file operation (0: none); its exit code."""
     compute = {"workers": 1, "precision": precision}
-    config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2}, compute=compute)
+    config = whole_config(model={"patch": [16, 16, 16]}, budget={"checks": 2, "steps": STEPS}, compute=compute)
     file = tmp_path_factory.mktemp("killed") / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     with subprocess.Popen([sys.executable, RUNS, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def _stop_after(limit: int) -> Progress:
     return progress
 
 
+SHORT = {"steps": 2, "batch": 2, "checks": 1, "validation_cases": 1}
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_strategy_conforms(
     name: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes
@@ -40,17 +44,33 @@ def test_strategy_conforms(
     """Two tasks with heads of different sizes: the model untouched, a kill harmless, every class judged."""
     model = FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    run = Sequence(tmp_path / "whole", model, settings_for(name)).fit(plans)
+    chosen = settings_for(name, budget=SHORT)
+    run = Sequence(tmp_path / "whole", model, chosen).fit(plans)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     with unchecked():
         with pytest.raises(KeyboardInterrupt):
-            Sequence(tmp_path / "killed", model, settings_for(name), _stop_after(20)).fit(plans)
-        Sequence(tmp_path / "killed", model, settings_for(name)).fit(plans)
+            Sequence(tmp_path / "killed", model, chosen, _stop_after(12)).fit(plans)
+        Sequence(tmp_path / "killed", model, chosen).fit(plans)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert set(run.cases()["task"]) == {plan.task.name for plan in plans}
 
 
 NOTHING = {"l2_sp": 0.0, "ewc": 0.0, "lwf": 0.0, "replay": 0.0, "consistency": 0.0}
+
+
+@pytest.fixture(scope="module")
+def plain_run(
+    plans: list[TaskPlan], settings_for: MakeSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Run]:
+    """The run of a strategy without a weight, which several are compared with."""
+
+    @cache
+    def run(name: str) -> Run:
+        model = FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=1)
+        with unchecked():
+            return Sequence(tmp_path_factory.mktemp(name), model, settings_for(name)).fit(plans)
+
+    return run
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -63,13 +83,16 @@ NOTHING = {"l2_sp": 0.0, "ewc": 0.0, "lwf": 0.0, "replay": 0.0, "consistency": 0
     ],
 )
 def test_weight_zero_is_the_plain_strategy_exactly(
-    weighted: str, plain: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, model: FoundationModel
+    weighted: str,
+    plain: str,
+    tmp_path: Path,
+    plans: list[TaskPlan],
+    settings_for: MakeSettings,
+    model: FoundationModel,
+    plain_run: Callable[[str], Run],
 ) -> None:
     nothing = settings_for(weighted, chosen={"distill": {"weight": 0.0}, "retention": NOTHING})
-    runs = [
-        Sequence(tmp_path / "weighted", model, nothing).fit(plans),
-        Sequence(tmp_path / "plain", model, settings_for(plain)).fit(plans),
-    ]
+    runs = [Sequence(tmp_path / "weighted", model, nothing).fit(plans), plain_run(plain)]
     compared = 0
     for stage in ("01_liver", "02_lungs_heart"):
         ours, theirs = (load_foundation(run.path / "stages" / stage / "adapted.safetensors") for run in runs)
