@@ -27,7 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
 def score(workspace: Path, out: str, *module: str) -> subprocess.CompletedProcess[str]:

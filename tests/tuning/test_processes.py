@@ -21,7 +21,7 @@ from medseqft_kit.volumes.batches import BatchSource
 from tests.tuning.test_trainer import _training, source  # noqa: F401  # a fixture
 
 SCRIPT = Path(__file__).with_name("shared_steps.py")
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")

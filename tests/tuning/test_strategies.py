@@ -34,18 +34,26 @@ def _stop_after(limit: int) -> Progress:
     return progress
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
 SHORT = {"steps": 2, "batch": 2, "checks": 1, "validation_cases": 1}
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_strategy_conforms(
-    name: str, tmp_path: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes
+    name: str, tmp_path: Path, shared: Path, plans: list[TaskPlan], settings_for: MakeSettings, hashes: Hashes
 ) -> None:
-    """Two tasks with heads of different sizes: the model untouched, a kill harmless, every class judged."""
+    """Two tasks with heads of different sizes: the model untouched, a kill harmless, every class judged.
+
+    What strategies have in common the whole run shares with the others; the killed one makes it all itself.
+    """
     model = FoundationModel.build(size="tiny", patch=(8, 8, 8), seed=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     chosen = settings_for(name, budget=SHORT)
-    run = Sequence(tmp_path / "whole", model, chosen).fit(plans)
+    run = Sequence(tmp_path / "whole", model, chosen, shared=shared).fit(plans)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
     with unchecked():
         with pytest.raises(KeyboardInterrupt):
