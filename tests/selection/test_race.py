@@ -117,7 +117,7 @@ def test_what_all_draws_will_say_is_foreseen_before_they_are_made() -> None:
     assert cheaper >= 40
 
 
-RACES = int(os.environ.get("MEDSEQFT_RACES", "150"))
+RACES = int(os.environ.get("MEDSEQFT_RACES", "300"))
 """Shared among the three tails; `make soak` says 1000."""
 
 
