@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from style import DOUBLE, arguments, publish
 
 from medseqft_kit.evaluation.gains import LATER, MEAN
-from medseqft_kit.report.comparison_figures import looks
+from medseqft_kit.report.comparison_figures import log_ticks, looks
 from medseqft_kit.report.figures import styled
 
 
@@ -75,7 +75,8 @@ def picture(points: pd.DataFrame) -> go.Figure:
             line={"color": colour},
             marker={"symbol": symbol, "size": 8},
         )
-    figure.update_xaxes(title_text="crops seen in all tasks of a run (log)", type="log")
+    ticks = log_ticks(points["images_seen"])
+    figure.update_xaxes(title_text="crops seen in all tasks of a run (log)", type="log", **ticks)
     figure.update_yaxes(title_text="mean test Dice, points")
     return styled(figure, height=460)
 

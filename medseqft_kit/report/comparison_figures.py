@@ -186,7 +186,7 @@ def compute(results: pd.DataFrame) -> go.Figure:
     for row in rows.to_dict("records"):
         _marker(figure, row, look[row["strategy"]])
     keep_near_upright(figure, rows)
-    figure.update_xaxes(type="log", title_text="images seen in all tasks (log)", **_log_ticks(rows["images_seen"]))
+    figure.update_xaxes(type="log", title_text="images seen in all tasks (log)", **log_ticks(rows["images_seen"]))
     figure.update_yaxes(title_text="mean test Dice")
     styled(figure, height=max(420, 90 + 19 * (len(rows) + 1)), top=16)
     return legend_beside(figure)
@@ -231,8 +231,8 @@ def _log_range(values: pd.Series) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _log_ticks(values: pd.Series) -> dict[str, object]:
-    """Round ticks, more of them within one power of ten."""
+def log_ticks(values: pd.Series) -> dict[str, object]:
+    """Settings of a logarithmic axis that holds all values: its range and round ticks, more within one power of ten."""
     low, high = _log_range(values)
     steps = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [step * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for step in steps]
