@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from medseqft_kit.phantoms.write import write_phantoms
 from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.selection.engine import Engine
 from medseqft_kit.selection.ranks import losses_of_all
+from tests.two_processes import LAUNCH
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-
-
-def score(workspace: Path, out: str, *module: str) -> subprocess.CompletedProcess[str]:
+def score(workspace: Path, out: str, launch: Sequence[str] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
     arguments = ["m.safetensors", "data/Phantom01_Liver", "--top-k", "3", "--max-draws", "64", "--out", out]
-    command = [sys.executable, *module, "medseqft_kit", "score", *arguments]
+    command = [*launch, "-m", "medseqft_kit", "score", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=workspace, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
@@ -52,7 +50,7 @@ def test_the_launcher_starts_two_processes_that_hear_of_one_another(tmp_path: Pa
         "heard = ranks.index, ranks.count, ranks.told(ranks.index), ranks.together([ranks.index])\n"
         "os.write(1, f'heard {heard}\\n'.encode())\n"
     )
-    command = [sys.executable, *LAUNCH[:-1], str(script)]
+    command = [*LAUNCH, str(script)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     heard = sorted(line for line in told if line.startswith("heard"))
     assert heard == ["heard (0, 2, 0, [0, 1])", "heard (1, 2, 0, [0, 1])"]
@@ -60,8 +58,8 @@ def test_the_launcher_starts_two_processes_that_hear_of_one_another(tmp_path: Pa
 
 @pytest.mark.soak(only=True)  # tests/tuning/test_processes.py compares the scores of whole runs
 def test_two_processes_find_what_one_finds_to_the_last_bit(workspace: Path) -> None:
-    score(workspace, "alone", "-m")
-    told = score(workspace, "together", *LAUNCH).stdout
+    score(workspace, "alone")
+    told = score(workspace, "together", LAUNCH).stdout
     one, two = workspace / "alone", workspace / "together"
     assert (two / "scores.csv").read_bytes() == (one / "scores.csv").read_bytes()
     assert json.loads((two / "buffer.json").read_text()) == json.loads((one / "buffer.json").read_text())

@@ -19,9 +19,9 @@ from medseqft_kit.runs.ranks import Ranks
 from medseqft_kit.tuning.trainer import train
 from medseqft_kit.volumes.batches import BatchSource
 from tests.tuning.test_trainer import _training, source  # noqa: F401  # a fixture
+from tests.two_processes import LAUNCH
 
 SCRIPT = Path(__file__).with_name("shared_steps.py")
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
